@@ -1,0 +1,3 @@
+"""Multimodal chat on NVIDIA Triton Inference Server."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,221 @@
+"""The tensors that pass between the models, and the JSON inside them. Their only home.
+
+    model       tensor      type, dims       what
+    chat_*  in  REQUEST     BYTES [1]        one OpenAI chat-completions request, JSON
+            out TEXT        BYTES [1]        the text added since the last response
+            out CHUNK       BYTES [1]        the same as an OpenAI chat.completion.chunk, JSON
+    preprocess
+            out PROMPT      BYTES [1]        `Prompt`
+            out MEDIA       UINT8 [1,-1]     every item's bytes, end to end
+            out ITEMS       BYTES [1,1]      `Items`
+    encoder out EMBEDDINGS  UINT8 [1,-1]     every item's embeddings, end to end, as raw bytes
+            out TICKET      BYTES [1,1]      `Ticket`
+    decode_* in PROMPT, TICKET, EMBEDDINGS (optional)
+
+A tensor of raw bytes carries any dtype and stays zero-copy (``tensor.view(torch.uint8)``).
+The ensemble's wiring chooses the road: one that maps EMBEDDINGS hands over inside Triton,
+one that maps only TICKET hands over by NIXL.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+REQUEST = "REQUEST"
+TEXT = "TEXT"
+CHUNK = "CHUNK"
+PROMPT = "PROMPT"
+MEDIA = "MEDIA"
+ITEMS = "ITEMS"
+EMBEDDINGS = "EMBEDDINGS"
+TICKET = "TICKET"
+
+ABORT = "abort"
+"""Request parameter of ``decode_*``: its value is the Triton request id whose generation ends."""
+
+ITEM_ALIGNMENT = 64
+"""Every item starts at a multiple of this many bytes in MEDIA and EMBEDDINGS, so that a view of
+any dtype is aligned and a copy of it is vectorised."""
+
+Modality = Literal["image", "video", "audio"]
+DType = Literal["uint8", "float16", "bfloat16", "float32"]
+ITEM_SIZE: dict[DType, int] = {"uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+"""Bytes of one element."""
+
+GridTHW = tuple[int, int, int]
+"""Patches in time, height and width, before merging (Qwen-VL's ``grid_thw``)."""
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One medium of a request, as preprocess hands it to the encoder.
+
+    The bytes at ``offset`` in MEDIA are a C-contiguous array of ``dtype`` and ``shape``.
+    """
+
+    modality: Modality
+    hash: str
+    """Hex digest of the content and of every setting that changes the embeddings."""
+    dtype: DType
+    shape: tuple[int, ...]
+    """image: (height, width, 3) · video: (frames, height, width, 3) · audio: (mels, frames) ·
+    precomputed embeddings: (tokens, width)."""
+    offset: int
+    """Bytes from the start of MEDIA."""
+    tokens: int
+    """How many embeddings the item becomes, which is how many places it takes in the prompt."""
+    grid_thw: GridTHW | None = None
+    second_per_grid: float | None = None
+    """Seconds from one temporal patch of a video to the next."""
+    precomputed: bool = False
+    """The bytes are embeddings already; the encoder hands them on unchanged."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length in MEDIA, bytes."""
+        return _nbytes(self.shape, self.dtype)
+
+
+class ImagePlan(msgspec.Struct, frozen=True):
+    """What a family asks of one picture before it is decoded: the size the tower wants it in."""
+
+    resize: tuple[int, int]
+    """(height, width) to scale to, pixels."""
+    tokens: int
+    crop: tuple[int, int] | None = None
+    """(height, width) to cut out of the middle after scaling; None: nothing is cut."""
+    resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    grid_thw: GridTHW | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of the pixels that go into MEDIA."""
+        return (*(self.crop or self.resize), 3)
+
+
+class Items(msgspec.Struct, frozen=True):
+    """ITEMS: the media of one request, in the order of their placeholders in the prompt."""
+
+    items: list[Item]
+
+
+class TicketItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where one item's embeddings are, and what they are."""
+
+    modality: Modality
+    hash: str
+    dtype: DType
+    shape: tuple[int, int]
+    """(tokens, width)."""
+    offset: int
+    """Bytes from the start of EMBEDDINGS."""
+    where: Literal["tensor", "nixl"] = "tensor"
+    grid_thw: GridTHW | None = None
+    second_per_grid: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Length in EMBEDDINGS, bytes."""
+        return _nbytes(self.shape, self.dtype)
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """TICKET: the receipt of one request's encoded media, in prompt order."""
+
+    items: list[TicketItem]
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to draw tokens; the field names and meanings are OpenAI's, then vLLM's extensions."""
+
+    max_tokens: int
+    """Tokens the answer may have; preprocess has already fitted it to the context."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+class PromptItem(msgspec.Struct, frozen=True):
+    """One medium's place in `Prompt.token_ids`."""
+
+    modality: Modality
+    position: int
+    """Index in ``token_ids`` of the item's single placeholder token."""
+    tokens: int
+    """How many tokens the placeholder stands for."""
+    hash: str
+
+
+class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """PROMPT: all that decode needs to know of a request except the embeddings.
+
+    ``token_ids`` hold one placeholder token an item, which is what vLLM wants; engines that want
+    the places spread out ask for `expanded`.
+    """
+
+    id: str
+    """Id of the answer, ``chatcmpl-…``, unique."""
+    created: int
+    """Seconds since the epoch."""
+    model: str
+    """The name to put in the chunks."""
+    token_ids: list[int]
+    items: list[PromptItem]
+    sampling: Sampling
+    stream: bool = False
+    """False: one response with the whole answer."""
+    include_usage: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with every placeholder spread out: OpenAI's ``prompt_tokens``."""
+        return len(self.token_ids) + sum(item.tokens - 1 for item in self.items)
+
+    def expanded(self) -> list[int]:
+        """The token ids with each item's placeholder repeated ``tokens`` times."""
+        ids: list[int] = []
+        start = 0
+        for item in self.items:
+            ids += self.token_ids[start : item.position]
+            ids += [self.token_ids[item.position]] * item.tokens
+            start = item.position + 1
+        return ids + self.token_ids[start:]
+
+
+Payload = TypeVar("Payload", Prompt, Items, Ticket)
+
+_ENCODER = msgspec.json.Encoder()
+_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in (Prompt, Items, Ticket)}
+
+
+def encode(payload: Prompt | Items | Ticket) -> bytes:
+    """The JSON that goes into PROMPT, ITEMS or TICKET."""
+    return _ENCODER.encode(payload)
+
+
+def decode(data: bytes, kind: type[Payload]) -> Payload:
+    """Read PROMPT, ITEMS or TICKET back; `msgspec.ValidationError` names the field at fault."""
+    return _DECODERS[kind].decode(data)  # type: ignore[return-value]
+
+
+def aligned(nbytes: int) -> int:
+    """``nbytes`` rounded up to the next item's start."""
+    return -(-nbytes // ITEM_ALIGNMENT) * ITEM_ALIGNMENT
+
+
+def _nbytes(shape: tuple[int, ...], dtype: DType) -> int:
+    count = ITEM_SIZE[dtype]
+    for extent in shape:
+        count *= extent
+    return count

@@ -1,0 +1,147 @@
+"""Every setting of the stages, with its default, its unit and its meaning.
+
+A stage reads its settings once, when its model loads: the ``parameters`` of its config.pbtxt,
+overruled by environment variables ``TRIPTYCH_<NAME>``, which is how ``triptych serve`` passes its
+flags on. A name that no stage has is an error, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import msgspec
+
+from triptych.errors import ConfigurationError
+
+PREFIX = "TRIPTYCH_"
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every stage has."""
+
+    model: str
+    """Directory of the checkpoint in Hugging Face's layout."""
+
+
+class MediaSettings(Settings, frozen=True, kw_only=True):
+    """What a caller may send and from where; see `triptych.media`."""
+
+    allowed_local_media_path: str = ""
+    """Directory under which ``file://`` is served; empty: nowhere."""
+    allowed_media_domains: tuple[str, ...] = ()
+    """When given, the only hosts that media is fetched from."""
+    allow_private_media_hosts: tuple[str, ...] = ()
+    """Hosts (name or address) that may resolve to addresses that are not public."""
+    max_file_size_mb: Positive = 50
+    """Bytes of one medium, in MiB, before it is decoded."""
+    fetch_timeout_s: PositiveSeconds = 30.0
+    """Whole fetch of an image, a sound or an embedding, in seconds."""
+    video_fetch_timeout_s: PositiveSeconds = 60.0
+    """Whole fetch of a video, in seconds."""
+    max_redirects: Annotated[int, msgspec.Meta(ge=0)] = 3
+    max_image_pixels: Positive = 50_000_000
+    """Width × height, from the header, before decoding."""
+    max_items: Positive = 32
+    """Media in one request."""
+    decode_timeout_s: PositiveSeconds = 20.0
+    """Decoding of one medium, in seconds."""
+
+
+class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
+    """The stage ``preprocess``."""
+
+    max_model_len: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Tokens of prompt and answer together; 0: what the checkpoint says."""
+    max_request_mb: Positive = 128
+    """Bytes of one REQUEST, in MiB."""
+
+
+class EncoderSettings(Settings, frozen=True, kw_only=True):
+    """The stage ``encoder``."""
+
+    encoder_device: str = "auto"
+    """``auto``: the GPU that Triton gave the instance, else the CPU; or a torch device."""
+    encoder_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: bfloat16 on a GPU, float32 on the CPU."""
+    encoder_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Threads of the CPU encoder; 0: all cores."""
+
+
+class DecodeSettings(Settings, frozen=True, kw_only=True):
+    """The stages ``decode_*``."""
+
+    max_model_len: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Tokens of prompt and answer together; 0: what the checkpoint says."""
+    engine_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: the checkpoint's on a GPU, float32 on the CPU."""
+    max_num_seqs: Positive = 64
+    """Requests that the engine generates for at a time."""
+    engine_args: str = ""
+    """Path of a JSON file whose object goes to the engine as it is."""
+
+
+STAGES: tuple[type[Settings], ...] = (PreprocessSettings, EncoderSettings, DecodeSettings)
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def load(
+    kind: type[SettingsType],
+    parameters: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> SettingsType:
+    """The settings of one stage.
+
+    Args:
+        kind: The stage's struct.
+        parameters: The ``parameters`` of its config.pbtxt. Names in capitals are Triton's own
+            and are passed over.
+        environ: ``os.environ`` unless given.
+
+    Raises:
+        ConfigurationError: A name that nothing has, or a value of the wrong type or range.
+    """
+    environ = os.environ if environ is None else environ
+    raw = {key: value for key, value in (parameters or {}).items() if not key.isupper()}
+    known = {name for stage in STAGES for name in stage.__struct_fields__}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in known:
+            raise ConfigurationError(f"{variable} is set, but there is no setting {name!r}")
+        if name in kind.__struct_fields__:
+            raw[name] = value
+    if not raw.get("model"):
+        raise ConfigurationError(
+            f"no model: set {PREFIX}MODEL to the checkpoint's directory, "
+            "or the parameter 'model' in config.pbtxt"
+        )
+    try:
+        return msgspec.convert(_split(kind, raw), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{kind.__name__}: {error}") from None
+
+
+def as_environ(values: Mapping[str, Any]) -> dict[str, str]:
+    """The environment variables that set ``values`` in every stage that has them."""
+    return {
+        PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }
+
+
+def _split(kind: type[Settings], raw: Mapping[str, str]) -> dict[str, object]:
+    """Fields that are tuples are written with commas."""
+    hints = get_type_hints(kind)
+    return {
+        name: tuple(part.strip() for part in value.split(",") if part.strip())
+        if hints.get(name) == tuple[str, ...]
+        else value
+        for name, value in raw.items()
+    }
