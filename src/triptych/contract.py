@@ -94,6 +94,26 @@ class ImagePlan(msgspec.Struct, frozen=True):
         return (*(self.crop or self.resize), 3)
 
 
+class VideoPlan(msgspec.Struct, frozen=True):
+    """What a family asks of the frames that were chosen from a clip."""
+
+    resize: tuple[int, int]
+    """(height, width) to scale every frame to, pixels."""
+    tokens: int
+    crop: tuple[int, int] | None = None
+    """(height, width) to cut out of the middle after scaling; None: nothing is cut."""
+    resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    grid_thw: GridTHW | None = None
+    second_per_grid: float | None = None
+    """Seconds from one temporal patch to the next."""
+
+
+class AudioPlan(msgspec.Struct, frozen=True):
+    """What a family makes of a sound."""
+
+    tokens: int
+
+
 class Items(msgspec.Struct, frozen=True):
     """ITEMS: the media of one request, in the order of their placeholders in the prompt."""
 

@@ -10,7 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from triptych.contract import ImagePlan, Item, Modality, TicketItem
+from triptych.contract import (
+    AudioPlan,
+    GridTHW,
+    ImagePlan,
+    Item,
+    Modality,
+    TicketItem,
+    VideoPlan,
+)
+from triptych.errors import InvalidValue, UnsupportedMedium
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +76,55 @@ class Family(ABC):
         Raises:
             MediaError: The family cannot take a picture of that shape.
         """
+
+    def plan_video(self, frames: int, height: int, width: int, fps: float) -> VideoPlan:
+        """The size for ``frames`` pictures chosen from a clip.
+
+        Args:
+            frames: How many were chosen.
+            height: Of the clip, upright, pixels.
+            width: Of the clip, upright, pixels.
+            fps: Chosen frames a second.
+
+        Raises:
+            UnsupportedMedium: The family has no video.
+            MediaError: The family cannot take a clip of that shape.
+        """
+        raise UnsupportedMedium(f"{self.name} takes no video")
+
+    @property
+    def audio_rate(self) -> int:
+        """Samples a second, mono, that the audio tower hears."""
+        raise UnsupportedMedium(f"{self.name} takes no audio")
+
+    def plan_audio(self, samples: int) -> AudioPlan:
+        """What ``samples`` at `audio_rate` become.
+
+        Raises:
+            UnsupportedMedium: The family has no audio.
+        """
+        raise UnsupportedMedium(f"{self.name} takes no audio")
+
+    def plan_embeddings(
+        self, modality: Modality, shape: tuple[int, int], grid_thw: GridTHW | None
+    ) -> None:
+        """Check embeddings that a caller made; families with grids check those too.
+
+        Args:
+            modality: What they are embeddings of.
+            shape: (tokens, width).
+            grid_thw: As the caller gave it.
+
+        Raises:
+            UnsupportedMedium: The family does not have that modality.
+            InvalidValue: The width or the grid is not the model's.
+        """
+        if modality not in self.modalities:
+            raise UnsupportedMedium(f"{self.name} takes no {modality}")
+        if shape[1] != self.embedding_width:
+            raise InvalidValue(
+                f"embeddings of {self.name} are {self.embedding_width} wide, got {shape = }"
+            )
 
     @abstractmethod
     def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:

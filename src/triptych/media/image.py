@@ -1,0 +1,216 @@
+"""Pictures: JPEG, PNG and still WebP to RGB at the size the family plans.
+
+Exact mode gives the pixels of Hugging Face's PIL-backed image processors: the picture upright, in
+RGB, ``PIL.Image.resize`` with the plan's filter, centre crop. Where the caller's picture has alpha
+it is laid over white. libjpeg-turbo through simplejpeg gives the same pixels as through Pillow and
+takes less time for it, so baseline JPEGs go that way, straight into the layout Pillow resizes.
+
+Fast mode lets libjpeg scale while it decodes and averages areas instead of the plan's filter.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, PngImagePlugin
+
+from triptych.contract import ImagePlan
+from triptych.errors import MediaError, MediaTooLarge, MediaType, MediaUnreadable
+from triptych.media.base import MediaOptions, Pixels, Planner
+from triptych.media.sniff import JPEG, PNG, WEBP, describe, sniff
+
+Mode = Literal["exact", "fast"]
+
+FORMATS = (JPEG, PNG, WEBP)
+LOW_DETAIL = 512
+"""Pixels a side that OpenAI's ``detail: low`` means."""
+
+_ORIENTATION = 0x0112
+_UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what makes the picture upright (EXIF 2.32, tag 0x0112)."""
+_SIDEWAYS = frozenset({_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8]})
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK
+
+
+def load(
+    data: bytes | memoryview,
+    planner: Planner,
+    *,
+    max_pixels: int,
+    mode: Mode = "exact",
+    options: MediaOptions | None = None,
+) -> tuple[Pixels, ImagePlan]:
+    """Decode one picture to its planned size.
+
+    Args:
+        data: The file.
+        planner: Says which size.
+        max_pixels: Width × height that the header may claim.
+        mode: ``exact`` or ``fast``.
+        options: `MediaOptions.detail` counts.
+
+    Returns:
+        Pixels (height, width, 3), C-contiguous, of ``plan.shape``, and the plan.
+
+    Raises:
+        MediaType: Not JPEG, PNG or still WebP.
+        MediaTooLarge: More pixels than ``max_pixels``.
+        MediaUnreadable: Truncated or broken.
+    """
+    found = sniff(data)
+    if found not in FORMATS:
+        got = found.name if found else describe(data)
+        raise MediaType(f"the image must be JPEG, PNG or WebP, got {got}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _load(data, found.name, planner, max_pixels, mode, options or MediaOptions())
+    except MediaError:
+        raise
+    except MemoryError:
+        raise MediaTooLarge("decoding the image takes more memory than a worker may use") from None
+    except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+        raise MediaUnreadable(f"the {found.name} cannot be read: {_reason(error)}") from error
+
+
+def _load(
+    data: bytes | memoryview,
+    name: str,
+    planner: Planner,
+    max_pixels: int,
+    mode: Mode,
+    options: MediaOptions,
+) -> tuple[Pixels, ImagePlan]:
+    with Image.open(io.BytesIO(data), formats=(name,)) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise MediaTooLarge(
+                f"the image has {width}×{height} = {width * height} pixels, "
+                f"over the limit of {max_pixels}"
+            )
+        if name == "WEBP" and getattr(image, "is_animated", False):
+            raise MediaType("an animated WebP is not served; send one still picture")
+        turn = _turn(image)
+        if turn in _SIDEWAYS:
+            height, width = width, height
+        plan = planner.plan_image(*_asked(height, width, options))
+        if mode == "fast":
+            return _fast(image, data, turn, plan), plan
+        picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return _fit(picture, plan, _FILTERS[plan.resample]), plan
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; a broken EXIF block says nothing, as for any viewer."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def _asked(height: int, width: int, options: MediaOptions) -> tuple[int, int]:
+    """The size to plan for, which ``detail: low`` makes smaller."""
+    scale = LOW_DETAIL / max(height, width)
+    if options.detail != "low" or scale >= 1:
+        return height, width
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _plain_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+
+
+def _turbo(data: bytes | memoryview, **scaling: int) -> Image.Image | None:
+    """The JPEG decoded by libjpeg-turbo, mode RGBX; None: it has a flaw for Pillow to judge."""
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGBX", **scaling)
+    except ValueError:
+        return None
+    height, width, _ = pixels.shape
+    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Decode with Pillow, to RGB; alpha lies over white, 16-bit grey is scaled to 8."""
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        alpha = image.convert("RGBA")
+        white = Image.new("RGBA", alpha.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, alpha).convert("RGB")
+    return image.convert("RGB")
+
+
+def _fit(picture: Image.Image, plan: ImagePlan, resample: Image.Resampling) -> Pixels:
+    """Scale and crop as ``transformers.image_transforms`` does."""
+    height, width = plan.resize
+    pixels = np.asarray(picture.resize((width, height), resample))[..., :3]
+    if plan.crop is not None:
+        pixels = _centre_crop(pixels, *plan.crop)
+    return np.ascontiguousarray(pixels)
+
+
+def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
+    """``transformers.image_transforms.center_crop``: what is too small gets black borders."""
+    rows, columns = pixels.shape[:2]
+    if rows < height or columns < width:
+        top, left = -(-(max(height, rows) - rows) // 2), -(-(max(width, columns) - columns) // 2)
+        canvas = np.zeros((max(height, rows), max(width, columns), 3), np.uint8)
+        canvas[top : top + rows, left : left + columns] = pixels
+        top = max(0, (rows - height) // 2 + top)
+        left = max(0, (columns - width) // 2 + left)
+        return canvas[top : top + height, left : left + width]
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _fast(
+    image: Image.Image, data: bytes | memoryview, turn: Image.Transpose | None, plan: ImagePlan
+) -> Pixels:
+    """Scaled decoding, areas averaged, turned last, when the picture is small."""
+    height, width = plan.resize
+    if turn in _SIDEWAYS:
+        height, width = width, height
+    picture = None
+    if _plain_jpeg(image):
+        picture = _turbo(data, min_height=height, min_width=width)
+    if picture is None:
+        picture = _rgb(image)
+    picture = picture.resize((width, height), _area(picture, height, width))
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return _fit(picture, plan, Image.Resampling.NEAREST)
+
+
+def _area(picture: Image.Image, height: int, width: int) -> Image.Resampling:
+    """Averaging areas needs areas: what hardly shrinks or grows is interpolated."""
+    shrinks = picture.height >= 2 * height and picture.width >= 2 * width
+    return Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
