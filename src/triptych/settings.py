@@ -43,13 +43,59 @@ class MediaSettings(Settings, frozen=True, kw_only=True):
     """Whole fetch of an image, a sound or an embedding, in seconds."""
     video_fetch_timeout_s: PositiveSeconds = 60.0
     """Whole fetch of a video, in seconds."""
+    connect_timeout_s: PositiveSeconds = 10.0
+    """Until a connection stands, in seconds; within the limit of the whole fetch."""
     max_redirects: Annotated[int, msgspec.Meta(ge=0)] = 3
+    """Redirects that one fetch follows, each checked anew."""
+    max_connections: Positive = 64
+    """Connections that one preprocess instance holds at a time."""
+    media_proxy: str = ""
+    """URL of an HTTP proxy that fetches everything, and must check addresses itself, since only it
+    sees them; empty: none. ``HTTP_PROXY`` and its like are never read."""
     max_image_pixels: Positive = 50_000_000
     """Width × height, from the header, before decoding."""
     max_items: Positive = 32
     """Media in one request."""
+    image_mode: Literal["exact", "fast"] = "exact"
+    """``exact``: the pixels of Hugging Face's processor. ``fast``: scaled while it is decoded."""
     decode_timeout_s: PositiveSeconds = 20.0
     """Decoding of one medium, in seconds."""
+    media_workers: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Decoding processes of one preprocess instance; 0: one a core, 4 at most."""
+    media_worker_memory_mb: Positive = 1024
+    """Private memory of one decoding process, in MiB."""
+    max_queued_media: Positive = 256
+    """Media that wait for a decoding process; more are turned away."""
+    image_max_file_size_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Overrides ``max_file_size_mb`` for images; 0: does not."""
+    video_max_file_size_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Overrides ``max_file_size_mb`` for videos; 0: does not."""
+    audio_max_file_size_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Overrides ``max_file_size_mb`` for sounds; 0: does not."""
+    embeddings_max_file_size_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Overrides ``max_file_size_mb`` for precomputed embeddings; 0: does not."""
+    num_frames: Positive = 8
+    """Frames of a video when the caller asks for no number."""
+    max_frames: Positive = 32
+    """Frames of a video that a caller may ask for."""
+    max_video_seconds: PositiveSeconds = 3600.0
+    """Length of a video, in seconds."""
+    max_video_pixels: Positive = 8_847_360
+    """Width × height of a video's frame: 4096 × 2160."""
+    max_decoded_frames: Positive = 20_000
+    """Frames that may be decoded on the way to the chosen ones."""
+    max_audio_seconds: PositiveSeconds = 600.0
+    """Length of a sound, in seconds."""
+    max_audio_channels: Positive = 8
+    """Channels of a sound, before they are mixed to one."""
+    max_embedding_tokens: Positive = 32_768
+    """Rows of a precomputed embedding."""
+    allow_pickle_embeddings: bool = False
+    """Take ``.pt``, ``.pth`` and ``.bin`` too, read by a process of their own, ``weights_only``."""
+    media_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 256
+    """Decoded media kept by one preprocess instance, in MiB; 0: none."""
+    media_cache_urls: Positive = 10_000
+    """URLs whose validators are remembered."""
 
 
 class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
@@ -87,6 +133,9 @@ class DecodeSettings(Settings, frozen=True, kw_only=True):
 
 STAGES: tuple[type[Settings], ...] = (PreprocessSettings, EncoderSettings, DecodeSettings)
 
+NAMES: frozenset[str] = frozenset(name for stage in STAGES for name in stage.__struct_fields__)
+"""Every setting that some stage has."""
+
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
@@ -108,12 +157,11 @@ def load(
     """
     environ = os.environ if environ is None else environ
     raw = {key: value for key, value in (parameters or {}).items() if not key.isupper()}
-    known = {name for stage in STAGES for name in stage.__struct_fields__}
     for variable, value in environ.items():
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
-        if name not in known:
+        if name not in NAMES:
             raise ConfigurationError(f"{variable} is set, but there is no setting {name!r}")
         if name in kind.__struct_fields__:
             raw[name] = value

@@ -1,0 +1,61 @@
+"""The flags and the environment of tritonserver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from triptych.server.installation import Installation
+from triptych.server.options import ServerOptions
+from triptych.settings import as_environ
+
+SHM_STEP = 16 << 20
+"""Bytes of shared memory that a stub starts with, and that it grows by.
+
+Triton's own 1 MiB makes the first pictures pay for dozens of steps. Containers give /dev/shm
+64 MiB unless told otherwise, which four stubs just fit into."""
+
+
+def arguments(
+    installation: Installation,
+    options: ServerOptions,
+    ports: Mapping[str, int],
+    shm_prefix: str,
+) -> list[str]:
+    """The command line, the binary first.
+
+    Args:
+        installation: What to run.
+        options: What to serve.
+        ports: ``http``, ``grpc`` and ``metrics``.
+        shm_prefix: How the names of this server's shared memory regions begin.
+    """
+    command = [
+        str(installation.binary),
+        f"--model-repository={options.repository}",
+        # config.pbtxt is the only truth about a model.
+        "--disable-auto-complete-config",
+        # Loading the ensemble loads its steps, and nothing else that lies in the repository.
+        "--model-control-mode=explicit",
+        f"--load-model={options.chat_model}",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        f"--backend-config=python,shm-default-byte-size={SHM_STEP}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_STEP}",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--log-verbose={options.log_verbose}",
+    ]
+    if installation.backend_directory:
+        command.append(f"--backend-directory={installation.backend_directory}")
+    for name, port in ports.items():
+        command += [f"--{name}-address={options.host}", f"--{name}-port={port}"]
+    return [*command, *options.extra_args]
+
+
+def environ(
+    installation: Installation, options: ServerOptions, base: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment of tritonserver, which its stubs inherit."""
+    return {
+        **installation.environ(dict(base)),
+        "PYTHONUNBUFFERED": "1",  # what a stub prints is in the log before it dies
+        **as_environ(options.stage_settings()),
+    }

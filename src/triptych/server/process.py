@@ -1,0 +1,178 @@
+"""tritonserver's processes and shared memory, from the first until the last of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from triptych.server import launch
+
+SHM = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
+"""The program of a model's process; the last argument but one is the name of its instance."""
+
+
+class ServerProcess:
+    """One tritonserver, its stubs, and whatever they start.
+
+    They are a process group of their own, so that a Ctrl-C at the terminal reaches us and not
+    them. (Not a session: the scheduler's autogroups would then make them compete as one.)
+
+    The server dies with the *thread* that starts it, as Linux has it for PR_SET_PDEATHSIG; so
+    that thread is ours, and it reads the log until there is no more.
+
+    Args:
+        command: The binary's absolute path and its arguments.
+        environ: The whole environment.
+        shm_prefix: How the names of its shared memory regions begin.
+        on_line: Called for each line of output, from the reading thread.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        shm_prefix: str,
+        on_line: Callable[[str], None],
+    ) -> None:
+        self._command = list(command)
+        self._environ = dict(environ)
+        self._shm_prefix = shm_prefix
+        self._on_line = on_line
+        self._child: subprocess.Popen[str] | None = None
+        self._error: OSError | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tritonserver-log", daemon=True)
+
+    def start(self) -> None:
+        """Start the server.
+
+        Raises:
+            OSError: The program cannot be run.
+        """
+        self._thread.start()
+        self._started.wait()
+        if self._error:
+            raise self._error
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver, and id of the group."""
+        assert self._child is not None, "not started"
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._child.poll() if self._child else None
+
+    def join_log(self, timeout: float) -> None:
+        """Wait until the last line has been read."""
+        self._thread.join(timeout)
+
+    def stubs(self) -> dict[int, str]:
+        """The living stubs: process id → instance, such as ``preprocess_0_1``."""
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    command = child.cmdline()  # a zombie's is empty
+                    if command and command[0].endswith(STUB):
+                        found[child.pid] = command[-2]
+        return found
+
+    def stop(self, grace_s: float) -> bool:
+        """Ask the server to end, then end whatever is left; a second call does nothing.
+
+        Args:
+            grace_s: Seconds until it is killed.
+
+        Returns:
+            Whether everything ended by itself.
+        """
+        if self._child is None:
+            return True
+        family = self._family()
+        clean = self._terminate(grace_s)
+        self.kill(family)
+        self._thread.join(5.0)
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        return clean
+
+    def kill(self, family: Sequence[psutil.Process] | None = None) -> None:
+        """End every process at once, and wait until they are gone."""
+        if self._child is None:
+            return
+        family = self._family() if family is None else family
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._child.wait()
+        psutil.wait_procs(family, timeout=5.0)
+
+    def _terminate(self, grace_s: float) -> bool:
+        assert self._child is not None
+        if self._child.poll() is not None:
+            return False
+        self._child.send_signal(signal.SIGTERM)
+        try:
+            return self._child.wait(grace_s) == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def _family(self) -> list[psutil.Process]:
+        """Everything in the group, also orphans, and everything below tritonserver."""
+        family = [process for process in psutil.process_iter() if _group(process) == self.pid]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(self.pid).children(recursive=True)
+            family += [process for process in below if process not in family]
+        return [process for process in family if process.pid != self.pid]
+
+    def _run(self) -> None:
+        launcher = [sys.executable, "-I", "-S", str(launch.__file__), str(os.getpid())]
+        try:
+            self._child = subprocess.Popen(
+                [*launcher, *self._command],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                process_group=0,
+            )
+        except OSError as error:
+            self._error = error
+            return
+        finally:
+            self._started.set()
+        assert self._child.stdout is not None
+        self._read(self._child.stdout)
+
+    def _read(self, output: IO[str]) -> None:
+        with output:
+            for line in output:
+                self._on_line(line.rstrip("\n"))
+        # The output may close before the process ends, and it would be killed with this thread.
+        assert self._child is not None
+        while self._child.poll() is None:
+            time.sleep(0.1)
+
+
+def _group(process: psutil.Process) -> int:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return -1
