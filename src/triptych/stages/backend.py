@@ -1,0 +1,109 @@
+"""What every stage needs of Triton's Python backend: tensors, errors, settings, the log.
+
+The names in ``pb_utils`` appear only inside a running stub, so they are used in functions and
+never while this module is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import locale
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from triptych import settings
+from triptych.errors import ConfigurationError, InternalError, InvalidValue, TriptychError
+
+logger = logging.getLogger("triptych.stages")
+
+FINAL = 1
+"""``TRITONSERVER_RESPONSE_COMPLETE_FINAL``, which pb_utils has only in a running stub."""
+
+
+def configure_logging(level: str = "info") -> None:
+    """Send ``triptych.*`` to stderr, which tritonserver's own log goes to, and fix the locale.
+
+    A stub starts in the C locale, where Python reads and writes files as ASCII.
+    """
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    root = logging.getLogger("triptych")
+    root.setLevel(level.upper())
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname).1s %(name)s[%(process)d] %(message)s")
+        )
+        root.addHandler(handler)
+        root.propagate = False
+
+
+def model_settings(
+    kind: type[settings.SettingsType], args: Mapping[str, str]
+) -> settings.SettingsType:
+    """The stage's settings from config.pbtxt's ``parameters`` and the environment.
+
+    Args:
+        kind: The stage's struct.
+        args: What Triton gives to ``initialize``; ``model_config`` in it is JSON.
+
+    Raises:
+        ConfigurationError: An unknown name, or a value of the wrong type or range.
+    """
+    parameters = json.loads(args["model_config"]).get("parameters", {})
+    values = {name: value.get("string_value", "") for name, value in parameters.items()}
+    return settings.load(kind, values)
+
+
+def read_bytes(request: Any, name: str) -> bytes:
+    """The one element of the BYTES input ``name``.
+
+    Raises:
+        InvalidValue: The input is missing, or does not hold exactly one element.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise InvalidValue("this input is missing", where=name)
+    elements = tensor.as_numpy().reshape(-1)
+    if elements.size != 1:
+        raise InvalidValue(f"one element is served, got {elements.size}", where=name)
+    element = elements[0]
+    if not isinstance(element, bytes):
+        raise InvalidValue(f"must be BYTES, got {elements.dtype}", where=name)
+    return element
+
+
+def text_tensor(name: str, text: bytes | str, shape: Sequence[int] = (1,)) -> Any:
+    """A BYTES tensor of one element."""
+    data = text.encode() if isinstance(text, str) else text
+    elements = np.empty(1, dtype=np.object_)
+    elements[0] = data
+    return pb_utils.Tensor(name, elements.reshape(tuple(shape)))
+
+
+def response(*tensors: Any) -> Any:
+    """A response that holds ``tensors``."""
+    return pb_utils.InferenceResponse(output_tensors=list(tensors))
+
+
+def error_response(error: BaseException, request_id: str = "") -> Any:
+    """The response for a request that failed.
+
+    A `TriptychError` crosses with its own code and text. Anything else is a fault of ours: it is
+    logged here with its traceback, and the caller learns only that, and the request's id.
+    """
+    if not isinstance(error, TriptychError):
+        logger.error("request %s failed", request_id or "without id", exc_info=error)
+        error = InternalError(f"the server failed on this request (request id {request_id!r})")
+    elif isinstance(error, (InternalError, ConfigurationError)):
+        logger.error("request %s failed", request_id or "without id", exc_info=error)
+    return pb_utils.InferenceResponse(error=triton_error(error))
+
+
+def triton_error(error: TriptychError) -> Any:
+    """``error`` as Triton carries it: one status code and one string."""
+    return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, error.triton_code))
