@@ -19,7 +19,7 @@ one that maps only TICKET hands over by NIXL.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,6 +31,36 @@ MEDIA = "MEDIA"
 ITEMS = "ITEMS"
 EMBEDDINGS = "EMBEDDINGS"
 TICKET = "TICKET"
+
+
+class TensorSpec(NamedTuple):
+    """Type and shape of a tensor on the wire, whatever model it belongs to."""
+
+    datatype: Literal["BYTES", "UINT8"]
+    shape: tuple[int, ...]
+    """-1: any extent. A batch dimension of the encoder is among them."""
+    optional: bool = False
+    """An input that an ensemble need not give."""
+
+
+TENSORS: dict[str, TensorSpec] = {
+    REQUEST: TensorSpec("BYTES", (1,)),
+    TEXT: TensorSpec("BYTES", (1,)),
+    CHUNK: TensorSpec("BYTES", (1,)),
+    PROMPT: TensorSpec("BYTES", (1,)),
+    MEDIA: TensorSpec("UINT8", (1, -1)),
+    ITEMS: TensorSpec("BYTES", (1, 1)),
+    EMBEDDINGS: TensorSpec("UINT8", (1, -1), optional=True),
+    TICKET: TensorSpec("BYTES", (1, 1)),
+}
+
+MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "chat": ((REQUEST,), (TEXT, CHUNK)),
+    "preprocess": ((REQUEST,), (PROMPT, MEDIA, ITEMS)),
+    "encoder": ((MEDIA, ITEMS), (EMBEDDINGS, TICKET)),
+    "decode": ((PROMPT, TICKET, EMBEDDINGS), (TEXT, CHUNK)),
+}
+"""Inputs and outputs of each model, by its name up to the first underscore."""
 
 ABORT = "abort"
 """Request parameter of ``decode_*``: its value is the Triton request id whose generation ends."""

@@ -1,0 +1,29 @@
+# Triptych on Triton's container: its tritonserver, and one Python environment an engine.
+#
+#   docker build -t triptych .
+#   docker run --gpus all --shm-size 2g -p 8000-8002:8000-8002 -v /models/MODEL:/model:ro triptych
+ARG BASE=nvcr.io/nvidia/tritonserver:25.10-py3
+FROM ${BASE}
+
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/triptych
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements/ requirements/
+COPY scripts/setup scripts/setup
+COPY src/ src/
+COPY client/ client/
+
+# vLLM for NVIDIA GPUs; the container brings the tritonserver.
+RUN scripts/setup --engine vllm --gpu --container \
+ && rm -rf /opt/triptych/.cache
+
+COPY model_repository/ model_repository/
+
+USER triton-server
+ENV PATH=/opt/triptych/.venvs/vllm/bin:${PATH}
+EXPOSE 8000 8001 8002
+ENTRYPOINT ["/opt/triptych/.venvs/vllm/bin/triptych", "serve", "--host", "0.0.0.0"]
+CMD ["--model", "/model"]

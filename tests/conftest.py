@@ -1,0 +1,112 @@
+"""Fixtures that every test may use: the checkpoint, model repositories, and real servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported anywhere, here or in a server: tests are many small things, and
+# threads that wait for each other by spinning would make them slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from triptych.server import Server, ServerOptions
+
+ROOT = Path(__file__).parents[1]
+LOOPBACK_FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+
+ServerFactory = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    """The clone."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The small trained Qwen2.5-VL that comes with the repository."""
+    path = ROOT / "models" / "tiny-qwen2.5-vl"
+    assert (path / "config.json").is_file(), f"{path} is part of the repository and not there"
+    return path
+
+
+@pytest.fixture(scope="session")
+def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository with the engine ``echo``, made as a person would add an engine.
+
+    Copy two folders, write the engine's name where vLLM's was: that this serves is the proof that
+    an engine needs no more.
+    """
+    repository = tmp_path_factory.mktemp("models") / "model_repository"
+    shutil.copytree(ROOT / "model_repository", repository)
+    for model in ("decode", "chat"):
+        folder = repository / f"{model}_echo"
+        shutil.copytree(ROOT / "model_repository" / f"{model}_vllm", folder)
+        for file in (folder / "config.pbtxt", folder / "1" / "model.py"):
+            if file.exists():
+                text = file.read_text().replace("vllm", "echo").replace("Vllm", "Echo")
+                file.write_text(text)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    checkpoint: Path, echo_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerFactory]:
+    """Start a ready server of one's own: ``start_server("echo", max_model_len=64)``.
+
+    Keywords are settings of the stages; ``options`` are further `ServerOptions`. A test stops its
+    server when done; what it leaves is stopped at the end.
+    """
+    with ExitStack() as stack:
+
+        def start(engine: str, *, options: dict[str, Any] | None = None, **settings: Any) -> Server:
+            log = tmp_path_factory.mktemp(f"server-{engine}") / "tritonserver.log"
+            server = Server(
+                ServerOptions(
+                    **{
+                        "model": str(checkpoint),
+                        "engine": engine,
+                        "model_repository": str(echo_repository),
+                        "settings": settings,
+                        "log_file": str(log),
+                        **LOOPBACK_FREE,
+                        **(options or {}),
+                    }
+                )
+            )
+            stack.callback(server.stop)
+            server.start().wait_ready()
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def echo_server(start_server: ServerFactory) -> Server:
+    """A real tritonserver whose engine says back what it was given; starts in seconds."""
+    return start_server("echo")
+
+
+@pytest.fixture(scope="session")
+def vllm_server(start_server: ServerFactory) -> Server:
+    """A real tritonserver with vLLM."""
+    return start_server("vllm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show the end of a server's log with the failure of a test that used it."""
+    report = yield
+    if report.failed:
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, Server):
+                report.sections.append((f"log of {name}", value.log.tail(40)))
+    return report
