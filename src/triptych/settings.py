@@ -62,7 +62,7 @@ class MediaSettings(Settings, frozen=True, kw_only=True):
     """Decoding of one medium, in seconds."""
     media_workers: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Decoding processes of one preprocess instance; 0: one a core, 4 at most."""
-    media_worker_memory_mb: Positive = 1024
+    media_worker_memory_mb: Positive = 2048
     """Private memory of one decoding process, in MiB."""
     max_queued_media: Positive = 256
     """Media that wait for a decoding process; more are turned away."""

@@ -4,72 +4,299 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+import os
+import time
 
 import blake3
 import msgspec
 
 from triptych.contract import Modality
-from triptych.errors import InternalError, InvalidValue, MediaForbidden, TriptychError
-from triptych.media import datauri, image
+from triptych.errors import (
+    InternalError,
+    MediaForbidden,
+    MediaTimeout,
+    MediaTooLarge,
+    MediaType,
+    MediaUnreachable,
+    MediaUnreadable,
+    TriptychError,
+)
+from triptych.media import datauri
 from triptych.media.base import Loaded, MediaOptions, Planner
+from triptych.media.cache import Counters, Flights, MediaCache, Origin
+from triptych.media.fetch import Fetched, Fetcher
+from triptych.media.policy import Policy
+from triptych.media.pool import WorkerPool
+from triptych.media.sniff import describe, sniff
+from triptych.media.worker import Job, Start
 from triptych.settings import MediaSettings
 
 logger = logging.getLogger("triptych.media")
 
 MIB = 1 << 20
+INLINE_BYTES = 1 * MIB
+"""Up to this size hashing and base64 cost less than a thread does."""
+MAX_WORKERS = 4
+"""Decoding processes when the settings name no number."""
+
+TYPES: dict[Modality, tuple[str, ...]] = {
+    "image": ("image/",),
+    "video": ("video/", "application/mp4", "application/ogg"),
+    "audio": ("audio/", "video/", "application/mp4", "application/ogg"),
+}
+"""Declared media types that are believed, apart from plain binary; a sound may be a video's."""
+_BINARY = ("application/octet-stream", "application/x-safetensors")
+
+
+class Content(msgspec.Struct, frozen=True):
+    """One file, as it came, and where its decoded form may be kept."""
+
+    data: bytes
+    hash: str
+    storable: bool = True
 
 
 class MediaLoader:
     """Fetches, checks and decodes what callers name.
 
+    It belongs to one event loop. `close` ends its processes and connections.
+
     Args:
         settings: The limits.
         planner: The model family, which says what size each medium must have.
+        fetcher: The HTTP client; one made from the settings unless given.
     """
 
-    def __init__(self, settings: MediaSettings, planner: Planner) -> None:
+    def __init__(
+        self, settings: MediaSettings, planner: Planner, *, fetcher: Fetcher | None = None
+    ) -> None:
         self.settings = settings
-        self.planner = planner
+        self._policy = Policy(settings)
+        self._fetcher = fetcher or Fetcher(settings, self._policy)
+        self._cache = MediaCache(settings.media_cache_mb * MIB, settings.media_cache_urls)
+        self._fetches: Flights[Content | None] = Flights(self._joined)
+        self._decodes: Flights[Loaded] = Flights(self._joined)
+        memory = settings.media_worker_memory_mb * MIB
+        self._pool = WorkerPool(
+            Start(planner, settings, memory, ("triptych.media.image",)),
+            size=settings.media_workers or min(MAX_WORKERS, os.cpu_count() or 1),
+            max_queued=settings.max_queued_media,
+            timeout_s=settings.decode_timeout_s,
+        )
+        self._pickles = WorkerPool(
+            Start(planner, settings, memory, ("torch", "triptych.media.embeddings")),
+            size=1,
+            max_queued=settings.max_queued_media,
+            timeout_s=settings.decode_timeout_s,
+            recycle_after=1,
+            must_confine=True,
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """What the caches of this process did so far."""
+        return self._cache.counters
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the decoding workers."""
+        return self._pool.pids
 
     async def load(
         self, modality: Modality, url: str, *, where: str, options: MediaOptions | None = None
     ) -> Loaded:
         """One medium, ready for MEDIA.
 
+        A cancelled load stops its fetch and gives its worker back, unless another load waits
+        for the same.
+
+        Args:
+            modality: What the caller says it is.
+            url: ``http:``, ``https:``, ``data:`` or ``file:``.
+            where: JSON path of the part, for errors.
+            options: What the caller asks of it.
+
         Raises:
             MediaError: Whatever is wrong with it, at ``where``.
+            UnsupportedMedium: The family does not take it.
+            Overloaded: Too many wait to be decoded.
         """
         try:
-            return await asyncio.to_thread(self._load, modality, url, options or MediaOptions())
+            return await self._load(modality, url, options or MediaOptions())
         except TriptychError as error:
-            raise error.at(where) from None
+            raise type(error)(error.what, where=error.where or where) from error
         except Exception as error:
             logger.exception("loading %s at %s failed", modality, where)
             raise InternalError(f"loading the {modality} failed", where=where) from error
 
     async def close(self) -> None:
         """Give everything back; a second call does nothing."""
+        await self._fetcher.close()
+        await self._pool.close()
+        await self._pickles.close()
 
-    def _load(self, modality: Modality, url: str, options: MediaOptions) -> Loaded:
-        limit = self.settings.max_file_size_mb * MIB
-        scheme = url[:5].lower()
-        if scheme == "data:":
-            data, _ = datauri.decode(url, max_bytes=limit)
-        elif scheme == "file:" and self.settings.allowed_local_media_path:
-            root = Path(self.settings.allowed_local_media_path).resolve()
-            path = Path(unquote(urlsplit(url).path)).resolve()
-            if not path.is_relative_to(root) or not path.is_file():
-                raise MediaForbidden("the file is not under allowed_local_media_path")
-            data = path.read_bytes()[: limit + 1]
+    async def _load(self, modality: Modality, url: str, options: MediaOptions) -> Loaded:
+        scheme = url.partition(":")[0].lower() if ":" in url[:16] else ""
+        if scheme in ("http", "https"):
+            return await self._remote(modality, url, options)
+        if scheme == "data":
+            content = await self._data_uri(modality, url, options)
+        elif scheme == "file":
+            content = await self._file(modality, url, options)
         else:
-            raise MediaForbidden(f"media from {url.split(':', 1)[0]!r} is not served")
-        if modality != "image":
-            raise InvalidValue(f"{modality} is not served yet")
-        pixels, plan = image.load(
-            data, self.planner, max_pixels=self.settings.max_image_pixels, options=options
+            raise MediaForbidden(
+                f"media is served from http, https, data and file URLs, got {url[:40]!r}"
+            )
+        return await self._decoded(modality, content, options)
+
+    async def _remote(self, modality: Modality, url: str, options: MediaOptions) -> Loaded:
+        """By http or https; the cache may spare the fetch, the decoding or both."""
+        self._policy.check_url(url)
+        known = self._cache.origin(url)
+        kept = self._cache.get(_key(modality, known.hash, options)) if known else None
+        if known and kept:
+            named = self._cache.named(options.uuid, url) == known.hash
+            if named or known.fresh_until > time.monotonic():
+                self.counters.hits += 1
+                return kept
+        validators = known.validators if known and kept else {}
+        limit = self._limit(modality, options)
+
+        async def fetch() -> Content | None:
+            fetched = await self._fetcher.fetch(
+                url,
+                types=TYPES[modality],
+                max_bytes=limit,
+                timeout_s=self._fetch_timeout(modality),
+                validators=validators,
+            )
+            return self._received(url, fetched, known if validators else None)
+
+        content = await self._fetches.run(f"{modality}:{limit}:{validators}:{url}", fetch)
+        self._cache.name(options.uuid, url)
+        if content is None and kept is not None:
+            self.counters.hits += 1
+            return kept
+        if content is None:
+            raise MediaUnreachable("the host says that nothing has changed, which was not asked")
+        return await self._decoded(modality, content, options)
+
+    def _received(self, url: str, fetched: Fetched, known: Origin | None) -> Content | None:
+        """The content of an answer, None when it is the one known; the cache learns of it."""
+        self.counters.fetched_bytes += len(fetched.data)
+        if fetched.not_modified:
+            if known is not None:
+                self.counters.revalidated += 1
+                self._cache.remember(url, known.renewed(fetched.headers))
+            return None
+        origin = Origin.read(fetched.hash, fetched.headers)
+        self._cache.remember(url, origin)
+        return Content(fetched.data, fetched.hash, storable=origin is not None)
+
+    async def _data_uri(self, modality: Modality, url: str, options: MediaOptions) -> Content:
+        def read() -> tuple[Content, str]:
+            data, media_type = datauri.decode(url, max_bytes=self._limit(modality, options))
+            return Content(data, blake3.blake3(data).hexdigest()), media_type
+
+        small = len(url) <= INLINE_BYTES
+        content, media_type = read() if small else await asyncio.to_thread(read)
+        if media_type not in _BINARY and not media_type.startswith(TYPES[modality]):
+            raise MediaType(
+                f"the data: URI of this {modality} must be {TYPES[modality][0]}* or "
+                f"{_BINARY[0]}, got {media_type[:100]!r}"
+            )
+        return content
+
+    async def _file(self, modality: Modality, url: str, options: MediaOptions) -> Content:
+        limit, timeout_s = self._limit(modality, options), self._fetch_timeout(modality)
+
+        def read() -> Content:
+            with (
+                self._policy.open_file(url, max_bytes=limit) as handle,
+                open(handle, "rb", closefd=False) as file,
+            ):
+                data = file.read(limit + 1)
+            if len(data) > limit:
+                raise MediaTooLarge(f"the file holds more than the limit of {limit} bytes")
+            return Content(data, blake3.blake3(data).hexdigest())
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.to_thread(read)
+        except TimeoutError:
+            raise MediaTimeout(f"the file was not read within {timeout_s:g} s") from None
+        except OSError as error:
+            raise MediaUnreadable(f"the file cannot be read: {error.strerror}") from error
+
+    async def _decoded(self, modality: Modality, content: Content, options: MediaOptions) -> Loaded:
+        """From the cache, from a decode under way, or from a worker."""
+        key = _key(modality, content.hash, options)
+        if found := self._cache.get(key):
+            self.counters.hits += 1
+            return found
+        return await self._decodes.run(key, lambda: self._decode(key, modality, content, options))
+
+    async def _decode(
+        self, key: str, modality: Modality, content: Content, options: MediaOptions
+    ) -> Loaded:
+        self.counters.misses += 1
+        kind = self._kind(modality, content.data, options)
+        pool = self._pickles if kind == "pickle" else self._pool
+        job = Job(modality, kind, len(content.data), options)
+        array, answer = await pool.run(job, content.data)
+        digest = blake3.blake3(f"{content.hash} {modality} {kind} {answer.stamp}".encode())
+        loaded = Loaded(
+            modality=modality,
+            array=array,
+            hash=digest.hexdigest(),
+            tokens=answer.tokens,
+            grid_thw=answer.grid_thw,
+            second_per_grid=answer.second_per_grid,
+            precomputed=answer.precomputed,
+            dtype=answer.dtype,
+            timestamps=answer.timestamps,
         )
-        digest = blake3.blake3(data)
-        digest.update(msgspec.json.encode((modality, plan)))
-        return Loaded(modality, pixels, digest.hexdigest(), plan.tokens, plan.grid_thw)
+        if content.storable:
+            self._cache.put(key, loaded)
+        return loaded
+
+    def _kind(self, modality: Modality, data: bytes, options: MediaOptions) -> str:
+        """The decoder for these bytes.
+
+        Raises:
+            MediaType: Embeddings were announced, and these are none.
+            MediaForbidden: A pickle, and they are not allowed.
+        """
+        found = sniff(data)
+        if found and found.kind == "embeddings":
+            return "embeddings"
+        if found and found.kind == "pickle":
+            if not self.settings.allow_pickle_embeddings:
+                raise MediaForbidden(
+                    "pickled embeddings (.pt, .pth, .bin) are not served; send safetensors, "
+                    "or have allow_pickle_embeddings set"
+                )
+            return "pickle"
+        if options.embeds:
+            got = found.name if found else describe(data)
+            raise MediaType(f"embeddings must be safetensors, got {got}")
+        return modality
+
+    def _limit(self, modality: Modality, options: MediaOptions) -> int:
+        """Bytes that a file may have."""
+        kind = "embeddings" if options.embeds else modality
+        override: int = getattr(self.settings, f"{kind}_max_file_size_mb")
+        return (override or self.settings.max_file_size_mb) * MIB
+
+    def _fetch_timeout(self, modality: Modality) -> float:
+        video = modality == "video"
+        return self.settings.video_fetch_timeout_s if video else self.settings.fetch_timeout_s
+
+    def _joined(self) -> None:
+        self.counters.joined += 1
+
+
+def _key(modality: Modality, content_hash: str, options: MediaOptions) -> str:
+    """What a decoded medium is kept under: the content and all that a caller may ask of it."""
+    asked = msgspec.json.encode(msgspec.structs.replace(options, uuid="")).decode()
+    return f"{content_hash}:{modality}:{asked}"

@@ -1,0 +1,338 @@
+"""Bounded worker processes for decoding: a crash or a hang costs one request and one process."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from triptych.errors import (
+    ConfigurationError,
+    InternalError,
+    MediaTimeout,
+    MediaUnreadable,
+    Overloaded,
+    TriptychError,
+)
+from triptych.media.base import Array
+from triptych.media.worker import MESSAGE_BYTES, SEALS, Answer, Job, Ready, Start, write_all
+
+logger = logging.getLogger("triptych.media")
+
+START_TIMEOUT_S = 60.0
+"""Until a worker waits for its first job."""
+CANCEL_GRACE_S = 0.5
+"""A worker whose caller went away may finish within this, which is cheaper than a new one."""
+RECYCLE_AFTER = 2000
+"""Jobs after which a worker makes room for a fresh one: what a C library leaks ends there."""
+MAPPED_BYTES = 1 << 20
+"""From this size on an array stays in the worker's shared memory; below it is copied, because a
+mapping holds a descriptor open for as long as a cache holds the array."""
+
+T = TypeVar("T")
+
+_ANSWERS = msgspec.msgpack.Decoder(Answer)
+_READY = msgspec.msgpack.Decoder(Ready)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def python() -> str:
+    """The interpreter of this environment; in an embedded one `sys.executable` is another program.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    names = (f"python{sys.version_info.major}.{sys.version_info.minor}", "python3", "python")
+    places = [os.environ.get("VIRTUAL_ENV", ""), sys.prefix, sys.exec_prefix, sys.base_prefix]
+    candidates = [str(Path(place, "bin", name)) for place in places if place for name in names]
+    candidates += [str(Path(sysconfig.get_path("scripts"), name)) for name in names]
+    if Path(sys.executable or "").name.startswith("python"):
+        candidates.insert(0, sys.executable)
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK):
+            return candidate
+    raise ConfigurationError(f"no Python interpreter found under {sys.prefix}")
+
+
+class Worker:
+    """One process, one job at a time.
+
+    Created by `spawn`, ended by `stop`, which may be called again.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+        self._process = process
+        self._channel = channel
+        self.jobs = 0
+        self.confined = False
+
+    @classmethod
+    async def spawn(cls, start: Start) -> Worker:
+        """Start a process and wait until it is ready.
+
+        Raises:
+            InternalError: It did not get ready; its own words are on stderr.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            process = subprocess.Popen(  # noqa: ASYNC220 - vfork: returns within milliseconds
+                _command(theirs.fileno()),
+                env=_environment(),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+            )
+        worker = cls(process, ours)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                worker._send(b"start", pickle.dumps(start))
+                message, _ = await worker._receive()
+            worker.confined = _READY.decode(message).confined
+        except BaseException as error:
+            await worker.stop()
+            if isinstance(error, (TimeoutError, OSError, msgspec.DecodeError)):
+                raise InternalError("a media worker did not start") from error
+            raise
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    async def call(self, job: Job, data: bytes) -> tuple[Array, Answer]:
+        """Have one medium decoded.
+
+        Raises:
+            MediaUnreadable: The process died of it.
+            TriptychError: What the decoder said.
+        """
+        self.jobs += 1
+        try:
+            self._send(_ENCODER.encode(job), data)
+            message, handles = await self._receive()
+        except OSError:
+            message, handles = b"", []
+        if not message:
+            raise MediaUnreadable(f"the decoder crashed on it ({await self._end()})")
+        answer = _ANSWERS.decode(message)
+        try:
+            if answer.fault:
+                logger.error("decoding %s failed:\n%s", job.kind, answer.fault)
+                raise InternalError(f"decoding the {job.kind} failed")
+            if answer.error:
+                raise TriptychError.parse(answer.error)
+            return _array(handles[0], answer), answer
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+    def kill(self) -> None:
+        """End the process now; a call in progress fails."""
+        self._process.kill()
+
+    async def stop(self) -> None:
+        """End the process, which has no call in progress, and wait for its end."""
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        self._channel.close()
+
+    def _send(self, message: bytes, data: bytes) -> None:
+        handle = os.memfd_create("triptych-media", os.MFD_CLOEXEC)
+        try:
+            write_all(handle, data)
+            socket.send_fds(self._channel, [message], [handle])
+        finally:
+            os.close(handle)
+
+    async def _receive(self) -> tuple[bytes, list[int]]:
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(self._channel, _resolve, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self._channel)
+        message, handles, *_ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1)
+        return message, handles
+
+    async def _end(self) -> str:
+        """How the process ended, in words."""
+        self._process.kill()  # it hung up; if it has not ended it must
+        code = await asyncio.to_thread(self._process.wait)
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+class WorkerPool:
+    """At most ``size`` workers, started when first needed.
+
+    Args:
+        start: What each worker is given.
+        size: Processes.
+        max_queued: Jobs that may wait for one.
+        timeout_s: For one job.
+        recycle_after: Jobs after which a worker is replaced.
+        must_confine: Serve nothing where the kernel cannot shut a worker in.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        size: int,
+        max_queued: int,
+        timeout_s: float,
+        recycle_after: int = RECYCLE_AFTER,
+        must_confine: bool = False,
+    ) -> None:
+        self._start = start
+        self._timeout_s = timeout_s
+        self._recycle_after = recycle_after
+        self._must_confine = must_confine
+        self._max_queued = max_queued
+        self._queued = 0
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of all workers."""
+        return [worker.pid for worker in (*self._idle, *self._busy)]
+
+    async def run(self, job: Job, data: bytes) -> tuple[Array, Answer]:
+        """Decode one medium in the next free worker.
+
+        A cancelled call gives its worker back: at once if the worker gets done soon, else as a
+        new one.
+
+        Raises:
+            Overloaded: Too many wait already.
+            MediaTimeout: It took longer than the limit; the worker was ended.
+            MediaUnreadable: The worker died of it.
+            TriptychError: What the decoder said.
+        """
+        if self._queued >= self._max_queued:
+            raise Overloaded(f"{self._queued} media wait to be decoded, the limit")
+        self._queued += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._queued -= 1
+        try:
+            worker = await self._take()
+        except BaseException:
+            self._slots.release()
+            raise
+        call = self._keep(self._call(worker, job, data))
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(call)
+        except TimeoutError:
+            worker.kill()
+            raise MediaTimeout(f"decoding took longer than {self._timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            grace = asyncio.get_running_loop().call_later(CANCEL_GRACE_S, worker.kill)
+            call.add_done_callback(lambda _: grace.cancel())
+            raise
+
+    async def close(self) -> None:
+        """End every worker; a second call does nothing."""
+        self._closed = True
+        for worker in (*self._idle, *self._busy):
+            worker.kill()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(worker.stop() for worker in idle))
+
+    async def _take(self) -> Worker:
+        worker = self._idle.pop() if self._idle else None
+        if worker is None or not worker.alive:
+            if worker is not None:
+                await worker.stop()
+            worker = await Worker.spawn(self._start)
+            if not worker.confined and self._must_confine:
+                await worker.stop()
+                raise ConfigurationError("this kernel has no seccomp, which this medium needs")
+            if not worker.confined:
+                logger.warning("media workers run without seccomp: the kernel does not have it")
+        self._busy.add(worker)
+        return worker
+
+    async def _call(self, worker: Worker, job: Job, data: bytes) -> tuple[Array, Answer]:
+        """One call to its end, whether somebody still waits for it or not."""
+        try:
+            return await worker.call(job, data)
+        finally:
+            self._busy.discard(worker)
+            if worker.alive and worker.jobs < self._recycle_after and not self._closed:
+                self._idle.append(worker)
+            else:
+                self._keep(worker.stop())
+            self._slots.release()
+
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run ``work`` as a task that lives until it is done."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._drop)
+        return task
+
+    def _drop(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have gone away
+
+
+def _array(handle: int, answer: Answer) -> Array:
+    """The array in the shared memory that a worker sent; the worker's word is checked."""
+    dtype = np.dtype(np.uint16 if answer.dtype == "bfloat16" else answer.dtype)
+    size = os.fstat(handle).st_size
+    expected = dtype.itemsize * int(np.prod(answer.shape, dtype=np.int64))
+    if size != expected or fcntl.fcntl(handle, fcntl.F_GET_SEALS) & SEALS != SEALS:
+        raise MediaUnreadable("the decoder broke on it")
+    if size < MAPPED_BYTES:
+        buffer: bytes | mmap.mmap = os.pread(handle, size, 0)
+    else:
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        buffer = mmap.mmap(handle, size, flags=flags, prot=mmap.PROT_READ)
+    return np.frombuffer(buffer, dtype).reshape(answer.shape)
+
+
+def _resolve(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+def _command(descriptor: int) -> list[str]:
+    return [python(), "-P", "-m", "triptych.media.worker", str(descriptor), str(os.getpid())]
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the same import path and without threads that nobody asked for."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return os.environ | threads | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}

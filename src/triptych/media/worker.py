@@ -1,0 +1,168 @@
+"""A decoding process: ``python -m triptych.media.worker FD PARENT``.
+
+It is given the planner and the settings once, then one medium at a time, each as a descriptor of
+shared memory, and answers with another. What comes back is data, never a pickle: the parent does
+not trust a process that has read strangers' files.
+
+    parent ──▶ Job + memfd(file)        one SOCK_SEQPACKET message each way
+    parent ◀── Answer + memfd(array)    sealed, so that it cannot shrink under a reader
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import pickle
+import socket
+import sys
+import traceback
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from triptych.contract import DType, GridTHW, Modality
+from triptych.errors import TriptychError
+from triptych.media import sandbox
+from triptych.media.base import Array, MediaOptions, Planner
+from triptych.settings import MediaSettings
+
+logger = logging.getLogger("triptych.media")
+
+MESSAGE_BYTES = 1 << 16
+"""Of one Job or Answer; arrays and files travel beside them."""
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class Start(NamedTuple):
+    """What a worker is started with; pickled, by the parent only."""
+
+    planner: Planner
+    settings: MediaSettings
+    memory_bytes: int
+    preload: tuple[str, ...]
+    """Modules to import before the door is shut."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One medium to decode."""
+
+    modality: Modality
+    kind: str
+    """Which decoder: ``image``, ``video``, ``audio``, ``embeddings`` or ``pickle``."""
+    size: int
+    """Bytes of the file."""
+    options: MediaOptions
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of it."""
+
+    shape: tuple[int, ...] = ()
+    dtype: DType = "uint8"
+    tokens: int = 0
+    grid_thw: GridTHW | None = None
+    second_per_grid: float | None = None
+    timestamps: tuple[float, ...] = ()
+    precomputed: bool = False
+    stamp: str = ""
+    """All that shaped the array apart from the content; it goes into the hash."""
+    error: str = ""
+    """Wire form of the error that the caller is told."""
+    fault: str = ""
+    """A traceback: this is a fault of ours, for the log."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The worker waits for its first job."""
+
+    confined: bool
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Serve until the parent hangs up."""
+    sandbox.die_with_parent(parent)
+    channel = socket.socket(fileno=descriptor)
+    _, handles, *_ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+    start: Start = pickle.loads(_read(handles[0]))  # from the parent, which is us
+    for name in start.preload:
+        __import__(name)
+    sandbox.limit_memory(start.memory_bytes)
+    channel.send(_ENCODER.encode(Ready(confined=sandbox.confine())))
+    jobs = msgspec.msgpack.Decoder(Job)
+    while True:
+        message, handles, *_ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+        if not message:
+            return
+        array, answer = _answer(jobs.decode(message), handles[0], start)
+        _send(channel, array, answer)
+
+
+def decode(
+    job: Job, data: bytes, planner: Planner, settings: MediaSettings
+) -> tuple[Array, Answer]:
+    """Run the decoder that ``job`` asks for; each is imported when first needed."""
+    if job.kind == "image":
+        from triptych.media import image
+
+        pixels, plan = image.load(
+            data,
+            planner,
+            max_pixels=settings.max_image_pixels,
+            mode=settings.image_mode,
+            options=job.options,
+        )
+        stamp = msgspec.json.encode((plan, settings.image_mode)).decode()
+        return pixels, Answer(tokens=plan.tokens, grid_thw=plan.grid_thw, stamp=stamp)
+    raise NotImplementedError(job.kind)
+
+
+def _answer(job: Job, handle: int, start: Start) -> tuple[Array, Answer]:
+    """The array and its description, or an empty one and what was wrong."""
+    nothing = np.empty(0, np.uint8)
+    try:
+        array, answer = decode(job, _read(handle), start.planner, start.settings)
+    except TriptychError as error:
+        return nothing, Answer(error=str(error))
+    except Exception:
+        return nothing, Answer(fault=traceback.format_exc()[-MESSAGE_BYTES // 4 :])
+    return array, msgspec.structs.replace(answer, shape=array.shape)
+
+
+def _send(channel: socket.socket, array: Array, answer: Answer) -> None:
+    handle = os.memfd_create("triptych-media", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        if array.nbytes:
+            write_all(handle, np.ascontiguousarray(array).data.cast("B"))
+        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, SEALS)
+        socket.send_fds(channel, [_ENCODER.encode(answer)], [handle])
+    finally:
+        os.close(handle)
+
+
+def write_all(handle: int, data: bytes | memoryview) -> None:
+    """Write ``data`` to shared memory from its start."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(handle, view[done:], done)
+
+
+def _read(handle: int) -> bytes:
+    try:
+        size = os.fstat(handle).st_size
+        parts, done = [], 0
+        while done < size:
+            part = os.pread(handle, size - done, done)
+            parts.append(part)
+            done += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(handle)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
