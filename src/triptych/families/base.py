@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from triptych.contract import (
     AudioPlan,
+    DType,
     GridTHW,
     ImagePlan,
     Item,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.families.checkpoint import Checkpoint
+
+FLOATS: tuple[DType, ...] = ("float32", "bfloat16", "float16")
+"""What embeddings may be."""
 
 
 class Tower(Protocol):
@@ -126,6 +130,26 @@ class Family(ABC):
                 f"embeddings of {self.name} are {self.embedding_width} wide, got {shape = }"
             )
 
+    def check_item(self, item: Item) -> None:
+        """Whether the family's tower can take an item, before it is put in a batch with others.
+
+        This much holds for every family; each adds what it knows of its media.
+
+        Raises:
+            UnsupportedMedium: The family does not have that modality.
+            InvalidValue: Dtype, shape, tokens or grid do not belong together.
+        """
+        if item.modality not in self.modalities:
+            raise UnsupportedMedium(f"{self.name} takes no {item.modality}")
+        if not item.precomputed:
+            return
+        if item.dtype not in FLOATS or len(item.shape) != 2 or item.shape[0] != item.tokens:
+            raise InvalidValue(
+                f"{item.tokens} precomputed embeddings must be a matrix of {', '.join(FLOATS)}, "
+                f"got {item.dtype} of shape {item.shape}"
+            )
+        self.plan_embeddings(item.modality, (item.shape[0], item.shape[1]), item.grid_thw)
+
     @abstractmethod
     def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """Read the tower's weights from the checkpoint's safetensors, and nothing else.
@@ -145,3 +169,37 @@ class Family(ABC):
         Raises:
             InvalidValue: A shape, dtype or grid that the engine must never see.
         """
+
+    def check_embeddings(
+        self, items: Sequence[TicketItem], embeddings: Sequence[torch.Tensor]
+    ) -> None:
+        """Whether embeddings are what their ticket and the language model say.
+
+        Raises:
+            UnsupportedMedium: The family does not have an item's modality.
+            InvalidValue: Their number, a dtype or shape is another, or a value is not finite.
+        """
+        import torch
+
+        if len(items) != len(embeddings):
+            raise InvalidValue(f"{len(items)} items, but {len(embeddings)} embeddings")
+        for index, (item, tensor) in enumerate(zip(items, embeddings, strict=True)):
+            where = f"items[{index}]"
+            if item.modality not in self.modalities:
+                raise UnsupportedMedium(f"{self.name} takes no {item.modality}", where=where)
+            shape = (item.shape[0], self.embedding_width)
+            if tuple(tensor.shape) != shape or item.shape != shape:
+                raise InvalidValue(
+                    f"embeddings must be of shape {shape}, got {tuple(tensor.shape)}, "
+                    f"and {item.shape} in the ticket",
+                    where=where,
+                )
+            if item.dtype not in FLOATS or tensor.dtype != getattr(torch, item.dtype):
+                raise InvalidValue(
+                    f"embeddings must be of a dtype of {', '.join(FLOATS)}, got {tensor.dtype}, "
+                    f"and {item.dtype} in the ticket",
+                    where=where,
+                )
+            # One pass over the memory; a NaN comes through both extremes.
+            if not all(extreme.isfinite() for extreme in torch.aminmax(tensor)):
+                raise InvalidValue("embeddings hold values that are not finite", where=where)
