@@ -152,7 +152,3 @@ def _write(path: Path, text: str, mode: int) -> None:
         file.write(text)
     os.chmod(file.name, mode)
     os.replace(file.name, path)
-
-
-if __name__ == "__main__":
-    print(find().binary)  # noqa: T201  scripts/setup runs this module to prepare and to check
