@@ -26,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: str
     """Directory of the checkpoint in Hugging Face's layout."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What of ``triptych.*`` goes to the server's log."""
 
 
 class MediaSettings(Settings, frozen=True, kw_only=True):
@@ -116,6 +118,9 @@ class EncoderSettings(Settings, frozen=True, kw_only=True):
     """``auto``: bfloat16 on a GPU, float32 on the CPU."""
     encoder_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Threads of the CPU encoder; 0: all cores."""
+    max_encoder_tokens: Positive = 16_384
+    """Embeddings of one forward pass; what exceeds it waits for the next. A medium that is larger
+    by itself has a pass of its own."""
 
 
 class DecodeSettings(Settings, frozen=True, kw_only=True):
@@ -129,6 +134,8 @@ class DecodeSettings(Settings, frozen=True, kw_only=True):
     """Requests that the engine generates for at a time."""
     engine_args: str = ""
     """Path of a JSON file whose object goes to the engine as it is."""
+    echo_token_delay_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Pause of the engine ``echo`` before each token, in seconds."""
 
 
 STAGES: tuple[type[Settings], ...] = (PreprocessSettings, EncoderSettings, DecodeSettings)

@@ -15,6 +15,9 @@ from triptych.contract import Modality, Prompt
 
 FinishReason = Literal["stop", "length"]
 
+Octets = bytes
+"""The built-in type, where a field of OpenAI's takes its name."""
+
 LOGPROB_FLOOR = -9999.0
 """What OpenAI writes for a token of no probability: JSON has no minus infinity."""
 
@@ -29,7 +32,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
     """The token's own bytes in UTF-8, which may be a part of a character."""
 
     @classmethod
-    def of(cls, token: str, logprob: float, raw: bytes | None = None) -> TopLogprob:
+    def of(cls, token: str, logprob: float, raw: Octets | None = None) -> TopLogprob:
         """An entry from an engine's numbers; without ``raw`` the bytes are those of ``token``."""
         return cls(token, max(logprob, LOGPROB_FLOOR), _octets(token, raw))
 
@@ -51,7 +54,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
         token: str,
         logprob: float,
         top: Sequence[TopLogprob] = (),
-        raw: bytes | None = None,
+        raw: Octets | None = None,
     ) -> TokenLogprob:
         """An entry from an engine's numbers; without ``raw`` the bytes are those of ``token``."""
         return cls(token, max(logprob, LOGPROB_FLOOR), _octets(token, raw), list(top))
@@ -214,5 +217,5 @@ class ChunkWriter:
         )
 
 
-def _octets(token: str, raw: bytes | None) -> list[int]:
+def _octets(token: str, raw: Octets | None) -> list[int]:
     return list(token.encode("utf-8", "replace") if raw is None else raw)

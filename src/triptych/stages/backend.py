@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from triptych import settings
@@ -83,6 +84,11 @@ def text_tensor(name: str, text: bytes | str, shape: Sequence[int] = (1,)) -> An
     elements = np.empty(1, dtype=np.object_)
     elements[0] = data
     return pb_utils.Tensor(name, elements.reshape(tuple(shape)))
+
+
+def uint8_tensor(name: str, data: npt.NDArray[np.uint8]) -> Any:
+    """A UINT8 tensor of the shape of ``data``."""
+    return pb_utils.Tensor(name, data)
 
 
 def response(*tensors: Any) -> Any:

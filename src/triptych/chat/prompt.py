@@ -1,0 +1,198 @@
+"""A request and its media's token counts to the PROMPT that decode takes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from triptych.chat.messages import TextPart
+from triptych.chat.request import ChatRequest
+from triptych.chat.sampling import GenerationDefaults, sampling
+from triptych.chat.template import ChatTemplate, find_forged
+from triptych.chat.tokenizer import PromptTokenizer
+from triptych.contract import Modality, Prompt, PromptItem
+from triptych.errors import ContextTooLong, InvalidRequest, InvalidValue, UnsupportedMedium
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """Where one medium stands in the prompt."""
+
+    position: int
+    """Index in the token ids of its placeholder token."""
+    medium: int
+    """Index in `ChatRequest.media`."""
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A request's prompt before its media are there."""
+
+    token_ids: list[int]
+    """One placeholder token a medium."""
+    slots: list[Slot]
+    """In the order of the prompt; a template may put a turn's images before its videos."""
+
+
+class MediumSize(msgspec.Struct, frozen=True):
+    """What the prompt must know of one medium when it is loaded."""
+
+    tokens: int
+    hash: str
+
+
+class PromptBuilder:
+    """Builds prompts for one checkpoint.
+
+    Args:
+        checkpoint: Directory in Hugging Face's layout.
+        placeholders: The special token that stands for one medium, by modality; other
+            modalities are refused.
+        max_model_len: Tokens that prompt and answer may have together.
+        model: Name for the answers to requests that give none.
+
+    Raises:
+        ConfigurationError: The checkpoint's template, tokenizer or generation_config is broken.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        placeholders: Mapping[Modality, str],
+        *,
+        max_model_len: int,
+        model: str = "",
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.model = model or Path(checkpoint).resolve().name
+        self._placeholders = dict(placeholders)
+        self._template = ChatTemplate(checkpoint, placeholders)
+        self._tokenizer = PromptTokenizer(checkpoint)
+        self._defaults = GenerationDefaults.read(checkpoint)
+        self._modality_of = {
+            self._tokenizer.token_id(token): modality for modality, token in placeholders.items()
+        }
+
+    def render(self, request: ChatRequest) -> Rendered:
+        """Token ids, and the place of each medium in them.
+
+        Raises:
+            UnsupportedMedium: The model does not take a medium's modality.
+            InvalidValue: A text holds a token that stands for media.
+            InvalidRequest: The template does not take the messages, or drops a medium.
+            ContextTooLong: Text alone fills the context.
+        """
+        self._check_texts(request)
+        media = [part.modality for part in request.media]
+        for part in request.media:
+            if part.modality not in self._placeholders:
+                takes = ", ".join(sorted(self._placeholders)) or "text alone"
+                raise UnsupportedMedium(
+                    f"the model takes no {part.modality}; it takes {takes}", where=part.where
+                )
+        token_ids = self._tokenizer.encode(self._template.render(request.messages))
+        rendered = Rendered(token_ids, self._locate(token_ids, media))
+        self._check_length(len(token_ids), len(media))
+        return rendered
+
+    def build(
+        self, request: ChatRequest, rendered: Rendered, media: Sequence[MediumSize] = ()
+    ) -> Prompt:
+        """The PROMPT.
+
+        Args:
+            request: The request.
+            rendered: What `render` made of it.
+            media: One entry for each of `ChatRequest.media`, in that order.
+
+        Raises:
+            ContextTooLong: Prompt, or prompt and ``max_tokens``, do not fit the context.
+        """
+        modalities = [part.modality for part in request.media]
+        items = [
+            PromptItem(
+                modality=modalities[slot.medium],
+                position=slot.position,
+                tokens=media[slot.medium].tokens,
+                hash=media[slot.medium].hash,
+            )
+            for slot in rendered.slots
+        ]
+        taken = sum(item.tokens for item in items)
+        length = len(rendered.token_ids) + taken - len(items)
+        self._check_length(length, taken)
+        return Prompt(
+            id=f"chatcmpl-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=request.model or self.model,
+            token_ids=rendered.token_ids,
+            items=items,
+            sampling=sampling(request, self._defaults, self._max_tokens(request, length, taken)),
+            stream=request.stream,
+            include_usage=request.include_usage,
+        )
+
+    def _check_texts(self, request: ChatRequest) -> None:
+        for index, message in enumerate(request.messages):
+            where = f"messages[{index}]"
+            texts = {f"{where}.name": message.name or ""}
+            if isinstance(message.content, str):
+                texts[f"{where}.content"] = message.content
+            else:
+                for place, part in enumerate(message.content):
+                    if isinstance(part, TextPart):
+                        texts[f"{where}.content[{place}].text"] = part.text
+            for path, text in texts.items():
+                if token := find_forged(text, self._placeholders.values()):
+                    raise InvalidValue(
+                        f"must not hold {token!r}, which stands for a medium", where=path
+                    )
+
+    def _locate(self, token_ids: list[int], media: Sequence[Modality]) -> list[Slot]:
+        """Match the k-th placeholder of each modality to the k-th medium of that modality."""
+        waiting: dict[Modality, list[int]] = {modality: [] for modality in self._placeholders}
+        for index, modality in enumerate(media):
+            waiting[modality].append(index)
+        found: dict[Modality, int] = dict.fromkeys(waiting, 0)
+        slots = []
+        for position, token in enumerate(token_ids):
+            kind = self._modality_of.get(token)
+            if kind is None:
+                continue
+            if found[kind] < len(waiting[kind]):
+                slots.append(Slot(position, waiting[kind][found[kind]]))
+            found[kind] += 1
+        for kind, indices in waiting.items():
+            if found[kind] != len(indices):
+                raise InvalidRequest(
+                    f"the model's chat template made {found[kind]} places for {len(indices)} "
+                    f"media of kind {kind}",
+                    where="messages",
+                )
+        return slots
+
+    def _check_length(self, length: int, media: int) -> None:
+        if length >= self.max_model_len:
+            raise ContextTooLong(
+                f"the prompt has {length} tokens{_of_media(media)}, and with at least 1 token of "
+                f"answer the limit is {self.max_model_len}",
+                where="messages",
+            )
+
+    def _max_tokens(self, request: ChatRequest, length: int, media: int) -> int:
+        rest = self.max_model_len - length
+        if request.max_tokens is None:
+            return min(rest, self._defaults.max_new_tokens or rest)
+        if request.max_tokens > rest:
+            raise ContextTooLong(
+                f"{request.max_tokens} tokens of answer do not fit: the prompt has {length} "
+                f"tokens{_of_media(media)}, which leaves {rest} of {self.max_model_len}",
+                where="max_tokens",
+            )
+        return request.max_tokens
+
+
+def _of_media(tokens: int) -> str:
+    return f" ({tokens} of them for media)" if tokens else ""

@@ -1,0 +1,214 @@
+"""Renders a checkpoint's own chat template, as Hugging Face does.
+
+The environment is that of transformers' ``utils/chat_template_utils.py``; a test holds the two
+against each other. The template is the model author's program: it runs in Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from triptych.chat.messages import Message, TextPart
+from triptych.contract import Modality
+from triptych.errors import ConfigurationError, InvalidRequest
+
+_PROBE = "triptych probe of the template"
+
+
+class ChatTemplate:
+    """One checkpoint's chat template, compiled.
+
+    Templates differ in what they take as a message's content: a string, a list of parts, or
+    either. Which, is found once by rendering a probe; each message is then given in a form that
+    the template takes.
+
+    Args:
+        checkpoint: Directory in Hugging Face's layout.
+        placeholders: The text that stands for one medium of each modality, for templates that
+            take strings only.
+
+    Raises:
+        ConfigurationError: There is no template, it is broken, or it takes neither form.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, placeholders: Mapping[Modality, str] | None = None
+    ) -> None:
+        root = Path(checkpoint)
+        self._placeholders = placeholders or {}
+        self._variables = special_tokens(root)
+        source = read_template(root)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ConfigurationError(f"the chat template of {root} is broken: {error}") from error
+        self._takes_strings = self._keeps(_PROBE)
+        self._takes_lists = self._keeps([{"type": "text", "text": _PROBE}])
+        if not (self._takes_strings or self._takes_lists):
+            raise ConfigurationError(
+                f"the chat template of {root} loses a user's text, whether a string or a list"
+            )
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt's text, up to where the assistant's answer begins.
+
+        Raises:
+            InvalidRequest: The template does not take these messages, and says why.
+        """
+        try:
+            return self._render([self._as_dict(message) for message in messages])
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template does not take these messages: {error}", where="messages"
+            ) from error
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        return self._template.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **self._variables,
+        )
+
+    def _keeps(self, content: object) -> bool:
+        try:
+            return _PROBE in self._render([{"role": "user", "content": content}])
+        except Exception:
+            # Whatever a template does with a form that it was not written for.
+            return False
+
+    def _as_dict(self, message: Message) -> dict[str, Any]:
+        content: Any = message.content
+        if isinstance(content, str):
+            if not self._takes_strings:
+                content = [{"type": "text", "text": content}]
+        elif self._takes_lists:
+            # Templates ask for either the type or the key.
+            content = [
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": part.modality, part.modality: ""}
+                for part in content
+            ]
+        else:
+            content = "\n".join(
+                part.text
+                if isinstance(part, TextPart)
+                else self._placeholders.get(part.modality, "")
+                for part in content
+            )
+        entry = {"role": message.role, "content": content}
+        return entry if message.name is None else {**entry, "name": message.name}
+
+
+def read_template(checkpoint: Path) -> str:
+    """The template's source, from where Hugging Face's processors look for it, in their order.
+
+    Raises:
+        ConfigurationError: No file has one, or a file is broken.
+    """
+    plain = checkpoint / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(checkpoint / name).get("chat_template")
+        if isinstance(found, list):
+            # Several by name, as tokenizers with a template for tools have them.
+            found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+        if isinstance(found, str):
+            return found
+    raise ConfigurationError(
+        f"{checkpoint} has no chat template: looked for chat_template.jinja, chat_template.json "
+        "and chat_template in tokenizer_config.json"
+    )
+
+
+def special_tokens(checkpoint: Path) -> dict[str, str]:
+    """The special tokens by name (``bos_token``, …), which templates use as variables."""
+    tokens: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(checkpoint / name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                tokens[key] = text
+    return tokens
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in ``file``; empty where there is no such file.
+
+    Raises:
+        ConfigurationError: It is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{file} holds no JSON object")
+    return found
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks what the assistant said, for training; here it changes nothing."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A block, as transformers has it, so that names set inside stay inside.
+        call = self.call_method("_say")
+        return jinja2.nodes.CallBlock(call, [], [], cast("Any", body)).set_lineno(line)
+
+    def _say(self, caller: Any) -> str:
+        return cast("str", caller())
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def find_forged(text: str, placeholders: Iterable[str]) -> str | None:
+    """The first of ``placeholders`` that a caller's ``text`` holds."""
+    return next((token for token in placeholders if token in text), None)

@@ -1,0 +1,62 @@
+"""Text to token ids with the ``tokenizers`` library, without transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from triptych.chat.template import read_json
+from triptych.errors import ConfigurationError
+
+
+class PromptTokenizer:
+    """A checkpoint's tokenizer; its ids equal those of Hugging Face's for the same text.
+
+    Args:
+        checkpoint: Directory that holds tokenizer.json.
+
+    Raises:
+        ConfigurationError: tokenizer.json is missing or broken.
+    """
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        file = Path(checkpoint) / "tokenizer.json"
+        if not file.is_file():
+            raise ConfigurationError(f"{file} does not exist")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ConfigurationError(f"{file} cannot be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._add_missing(read_json(Path(checkpoint) / "tokenizer_config.json"))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt; special tokens come from its text alone."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_id(self, token: str) -> int:
+        """The id of one token.
+
+        Raises:
+            ConfigurationError: The vocabulary does not have it.
+        """
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ConfigurationError(f"the tokenizer has no token {token!r}")
+        return int(found)
+
+    def _add_missing(self, config: Mapping[str, object]) -> None:
+        """Tokens that only tokenizer_config.json has, which Hugging Face adds on loading."""
+        listed = config.get("added_tokens_decoder")
+        if not isinstance(listed, dict):
+            return
+        for _, entry in sorted(listed.items(), key=lambda pair: int(pair[0])):
+            if self._tokenizer.token_to_id(entry["content"]) is not None:
+                continue
+            flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+            token = AddedToken(entry["content"], **{f: entry[f] for f in flags if f in entry})
+            self._tokenizer.add_tokens([token])

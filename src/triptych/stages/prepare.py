@@ -1,0 +1,163 @@
+"""The work of the stage ``preprocess`` apart from Triton: REQUEST to PROMPT, MEDIA and ITEMS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from triptych import contract
+from triptych.chat.messages import MediaPart
+from triptych.chat.prompt import MediumSize, PromptBuilder, Rendered
+from triptych.chat.request import ChatRequest, parse
+from triptych.contract import Items
+from triptych.errors import InvalidRequest, InvalidValue
+from triptych.families.base import Family
+from triptych.media.base import Loaded, MediaOptions
+from triptych.media.loader import MediaLoader
+from triptych.settings import PreprocessSettings
+
+MIB = 1 << 20
+
+MediaBytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request that was read and checked, and whose media are still to be loaded."""
+
+    request: ChatRequest
+    rendered: Rendered
+    media: tuple[MediaPart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The three outputs of ``preprocess``."""
+
+    prompt: bytes
+    media: MediaBytes
+    """Shape (1, bytes), uint8."""
+    items: bytes
+
+
+NO_MEDIA: MediaBytes = np.empty((1, 0), np.uint8)
+NO_ITEMS = contract.encode(Items([]))
+
+
+class Preparer:
+    """Prepares the requests of one checkpoint.
+
+    `begin` is synchronous and quick; `load` waits for media. Both are safe to call for several
+    requests at a time.
+
+    Args:
+        settings: The stage's settings.
+        family: The checkpoint's model family.
+        loader: Loads media; `close` closes it.
+
+    Raises:
+        ConfigurationError: The checkpoint's template, tokenizer or generation_config is broken.
+    """
+
+    def __init__(self, settings: PreprocessSettings, family: Family, loader: MediaLoader) -> None:
+        self._settings = settings
+        self._loader = loader
+        self._builder = PromptBuilder(
+            settings.model,
+            {modality: family.placeholder(modality) for modality in family.modalities},
+            max_model_len=settings.max_model_len or family.context_length,
+        )
+
+    def begin(self, data: bytes) -> Begun:
+        """Read REQUEST, and check all of it that can be checked before its media are there.
+
+        Raises:
+            InvalidRequest: Whatever is wrong with it.
+        """
+        limit = self._settings.max_request_mb * MIB
+        if len(data) > limit:
+            raise InvalidRequest(f"the request has {len(data)} bytes, the limit is {limit}")
+        request = parse(data)
+        media = tuple(request.media)
+        if len(media) > self._settings.max_items:
+            raise InvalidValue(
+                f"{len(media)} media in one request, the limit is {self._settings.max_items}",
+                where="messages",
+            )
+        return Begun(request, self._builder.render(request), media)
+
+    def without_media(self, begun: Begun) -> Prepared:
+        """The outputs of a request of text alone.
+
+        Raises:
+            ContextTooLong: Prompt and answer do not fit the context.
+        """
+        prompt = self._builder.build(begun.request, begun.rendered)
+        return Prepared(contract.encode(prompt), NO_MEDIA, NO_ITEMS)
+
+    async def load(self, begun: Begun) -> Prepared:
+        """The outputs of a request with media, all of which load at the same time.
+
+        Raises:
+            MediaError: One cannot be loaded; the others are given up.
+            ContextTooLong: Prompt and answer do not fit the context.
+        """
+        loaded = await _all([self._load(part) for part in begun.media])
+        sizes = [MediumSize(medium.tokens, medium.hash) for medium in loaded]
+        prompt = self._builder.build(begun.request, begun.rendered, sizes)
+        media, items = assemble([loaded[slot.medium] for slot in begun.rendered.slots])
+        return Prepared(contract.encode(prompt), media, contract.encode(items))
+
+    async def close(self) -> None:
+        """Give the loader's connections and workers back."""
+        await self._loader.close()
+
+    async def _load(self, part: MediaPart) -> Loaded:
+        options = MediaOptions(
+            detail=part.detail,
+            num_frames=part.num_frames,
+            fps=part.fps,
+            sampling_rate=part.sampling_rate,
+            embeds=part.embeds,
+            uuid=part.uuid or "",
+        )
+        return await self._loader.load(part.modality, part.url, where=part.where, options=options)
+
+
+def assemble(loaded: Sequence[Loaded]) -> tuple[MediaBytes, Items]:
+    """MEDIA and ITEMS of media in prompt order; a single medium is not copied.
+
+    Returns:
+        The bytes, uint8 of shape (1, bytes), and what is where in them.
+    """
+    items, offset, end = [], 0, 0
+    for medium in loaded:
+        items.append(medium.item(offset))
+        end = offset + medium.nbytes
+        offset = contract.aligned(end)
+    if len(loaded) == 1:
+        return _octets(loaded[0]).reshape(1, -1), Items(items)
+    media = np.zeros(end, np.uint8)
+    for item, medium in zip(items, loaded, strict=True):
+        media[item.offset : item.offset + medium.nbytes] = _octets(medium)
+    return media.reshape(1, -1), Items(items)
+
+
+def _octets(medium: Loaded) -> MediaBytes:
+    return np.ascontiguousarray(medium.array).reshape(-1).view(np.uint8)
+
+
+async def _all(loads: Sequence[Coroutine[None, None, Loaded]]) -> list[Loaded]:
+    """Every result in order; at the first failure the rest are cancelled and waited for."""
+    tasks = [asyncio.ensure_future(load) for load in loads]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

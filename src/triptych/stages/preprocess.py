@@ -1,0 +1,195 @@
+"""The stage ``preprocess``: decoupled, so that one slow medium holds up nobody.
+
+    execute ──requests──▶ courier thread ──requests with media──▶ loop thread
+                          │  ▲                                        │
+                          │  └──────────────outcomes─────────────────-┘
+                          └─▶ response
+
+Triton allows only one thread to touch a response sender, so the courier does all of that. It also
+reads and renders, which is quick: a request of text alone goes through one hand-over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from triptych import contract, families
+from triptych.errors import Cancelled, Unavailable
+from triptych.media.loader import MediaLoader
+from triptych.settings import PreprocessSettings
+from triptych.stages import backend
+from triptych.stages.prepare import Prepared, Preparer
+
+logger = logging.getLogger("triptych.stages.preprocess")
+
+CANCEL_POLL_S = 0.1
+"""Seconds between two looks at whether the callers of loading requests are still there."""
+STOP_TIMEOUT_S = 10.0
+"""Seconds that `finalize` gives to what is still loading."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One request on its way through the courier; `outcome` is set when it can be answered."""
+
+    sender: Any
+    request_id: str
+    data: bytes = field(default=b"", repr=False)
+    outcome: Prepared | BaseException | None = None
+    loading: Future[Prepared] | None = None
+
+
+class PreprocessModel:
+    """OpenAI chat JSON to PROMPT, MEDIA and ITEMS."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the checkpoint's template and tokenizer, and start the two threads."""
+        backend.configure_logging()
+        settings = backend.model_settings(PreprocessSettings, args)
+        backend.configure_logging(settings.log_level)
+        family = families.load(settings.model)
+        self._loop = asyncio.new_event_loop()
+        self._preparer = Preparer(settings, family, MediaLoader(settings, family))
+        self._courier = Courier(self._preparer, self._loop)
+        self._loop_thread = threading.Thread(
+            target=self._loop.run_forever, name="triptych-media", daemon=True
+        )
+        self._loop_thread.start()
+        self._courier.start()
+        logger.info("serving %s from %s", family.name, settings.model)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Take the requests over; the courier answers each of them once."""
+        for request in requests:
+            job = _Job(request.get_response_sender(), request.request_id())
+            try:
+                job.data = backend.read_bytes(request, contract.REQUEST)
+            except Exception as error:
+                job.outcome = error
+            self._courier.submit(job)
+
+    def finalize(self) -> None:
+        """Answer what is left, and end the threads; a second call does nothing."""
+        if not hasattr(self, "_courier"):
+            return
+        self._courier.stop()
+        closing = asyncio.run_coroutine_threadsafe(self._preparer.close(), self._loop)
+        try:
+            closing.result(STOP_TIMEOUT_S)
+        except Exception:
+            logger.exception("closing the media loader failed")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop_thread.join(STOP_TIMEOUT_S)
+        del self._courier
+
+
+class Courier:
+    """The thread that begins requests, watches their callers, and sends the answers."""
+
+    def __init__(self, preparer: Preparer, loop: asyncio.AbstractEventLoop) -> None:
+        self._preparer = preparer
+        self._loop = loop
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loading: set[_Job] = set()
+        self._next_look = 0.0
+        self._thread = threading.Thread(target=self._run, name="triptych-courier", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def submit(self, job: _Job) -> None:
+        """Take a job, from any thread."""
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        """Answer what was submitted; what is still loading gets an error."""
+        self._jobs.put(None)
+        self._thread.join(STOP_TIMEOUT_S + 1)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=CANCEL_POLL_S if self._loading else None)
+            except queue.Empty:
+                self._look_for_cancelled()
+                continue
+            if job is None:
+                break
+            self._advance(job)
+            if self._loading:
+                self._look_for_cancelled()
+        self._drain()
+
+    def _advance(self, job: _Job) -> None:
+        """Begin a job that is new, answer one that has an outcome."""
+        if job.loading is not None:
+            self._loading.discard(job)
+            job.outcome = _outcome(job.loading)
+        elif job.outcome is None:
+            self._begin(job)
+        if job.outcome is not None:
+            self._answer(job, job.outcome)
+
+    def _begin(self, job: _Job) -> None:
+        try:
+            begun = self._preparer.begin(job.data)
+            job.data = b""
+            if not begun.media:
+                job.outcome = self._preparer.without_media(begun)
+                return
+        except Exception as error:
+            job.outcome = error
+            return
+        job.loading = asyncio.run_coroutine_threadsafe(self._preparer.load(begun), self._loop)
+        self._loading.add(job)
+        job.loading.add_done_callback(lambda _: self._jobs.put(job))
+
+    def _answer(self, job: _Job, outcome: Prepared | BaseException) -> None:
+        try:
+            if isinstance(outcome, Prepared):
+                response = backend.response(
+                    backend.text_tensor(contract.PROMPT, outcome.prompt),
+                    backend.uint8_tensor(contract.MEDIA, outcome.media),
+                    backend.text_tensor(contract.ITEMS, outcome.items, (1, 1)),
+                )
+            else:
+                response = backend.error_response(outcome, job.request_id)
+            job.sender.send(response, flags=backend.FINAL)
+        except Exception:
+            # The caller is gone, or Triton is stopping: there is nobody left to tell.
+            logger.exception("request %s could not be answered", job.request_id or "without id")
+
+    def _look_for_cancelled(self) -> None:
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + CANCEL_POLL_S
+        for job in self._loading:
+            if job.loading is not None and job.sender.is_cancelled():
+                job.loading.cancel()
+
+    def _drain(self) -> None:
+        """After `stop`: whatever is still loading ends now, and is told so."""
+        for job in self._loading:
+            self._answer(job, Unavailable("the server is stopping"))
+            if job.loading is not None:
+                job.loading.cancel()
+        self._loading.clear()
+
+
+def _outcome(loading: Future[Prepared]) -> Prepared | BaseException:
+    try:
+        return loading.result()
+    except CancelledError:
+        return Cancelled("the caller went away while the media were loading")
+    except Exception as error:
+        return error
