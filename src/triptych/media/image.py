@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, PngImagePlugin
 
-from triptych.contract import ImagePlan
+from triptych.contract import ImagePlan, VideoPlan
 from triptych.errors import MediaError, MediaTooLarge, MediaType, MediaUnreadable
 from triptych.media.base import MediaOptions, Pixels, Planner
 from triptych.media.sniff import JPEG, PNG, WEBP, describe, sniff
@@ -118,7 +118,7 @@ def _load(
         picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
     if turn is not None:
         picture = picture.transpose(turn)
-    return _fit(picture, plan, _FILTERS[plan.resample]), plan
+    return fit(picture, plan), plan
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -165,10 +165,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(picture: Image.Image, plan: ImagePlan, resample: Image.Resampling) -> Pixels:
-    """Scale and crop as ``transformers.image_transforms`` does."""
+def fit(picture: Image.Image, plan: ImagePlan | VideoPlan) -> Pixels:
+    """Scale and crop an RGB or RGBX picture as ``transformers.image_transforms`` does."""
     height, width = plan.resize
-    pixels = np.asarray(picture.resize((width, height), resample))[..., :3]
+    pixels = np.asarray(picture.resize((width, height), _FILTERS[plan.resample]))[..., :3]
     if plan.crop is not None:
         pixels = _centre_crop(pixels, *plan.crop)
     return np.ascontiguousarray(pixels)
@@ -203,7 +203,7 @@ def _fast(
     picture = picture.resize((width, height), _area(picture, height, width))
     if turn is not None:
         picture = picture.transpose(turn)
-    return _fit(picture, plan, Image.Resampling.NEAREST)
+    return fit(picture, plan)  # of that size already: only the crop is left
 
 
 def _area(picture: Image.Image, height: int, width: int) -> Image.Resampling:

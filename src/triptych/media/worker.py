@@ -109,16 +109,43 @@ def decode(
     if job.kind == "image":
         from triptych.media import image
 
-        pixels, plan = image.load(
+        pixels, picture = image.load(
             data,
             planner,
             max_pixels=settings.max_image_pixels,
             mode=settings.image_mode,
             options=job.options,
         )
-        stamp = msgspec.json.encode((plan, settings.image_mode)).decode()
-        return pixels, Answer(tokens=plan.tokens, grid_thw=plan.grid_thw, stamp=stamp)
-    raise NotImplementedError(job.kind)
+        stamp = msgspec.json.encode((picture, settings.image_mode)).decode()
+        return pixels, Answer(tokens=picture.tokens, grid_thw=picture.grid_thw, stamp=stamp)
+    if job.kind == "video":
+        from triptych.media import video
+
+        clip = video.load(data, planner, settings, job.options)
+        return clip.frames, Answer(
+            tokens=clip.plan.tokens,
+            grid_thw=clip.plan.grid_thw,
+            second_per_grid=clip.plan.second_per_grid,
+            timestamps=clip.timestamps,
+            stamp=msgspec.json.encode((clip.plan, clip.timestamps)).decode(),
+        )
+    if job.kind == "audio":
+        from triptych.media import audio
+
+        samples, plan = audio.load(data, planner, settings, job.options)
+        stamp = f"{planner.audio_rate} {job.options.sampling_rate}"
+        return samples, Answer(dtype="float32", tokens=plan.tokens, stamp=stamp)
+    from triptych.media import embeddings
+
+    read = embeddings.load_pickle if job.kind == "pickle" else embeddings.load
+    found = read(data, job.modality, planner, max_tokens=settings.max_embedding_tokens)
+    return found.array, Answer(
+        dtype=found.dtype,
+        tokens=found.array.shape[0],
+        grid_thw=found.grid_thw,
+        second_per_grid=found.second_per_grid,
+        precomputed=True,
+    )
 
 
 def _answer(job: Job, handle: int, start: Start) -> tuple[Array, Answer]:
