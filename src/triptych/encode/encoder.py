@@ -1,0 +1,177 @@
+"""The encoder: media of several requests in, embeddings and a ticket for each request out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from triptych.contract import DType, Item, Ticket, TicketItem, aligned
+from triptych.encode.jobs import Job, Jobs, batches
+from triptych.errors import InternalError, TriptychError
+from triptych.families import Family
+from triptych.settings import EncoderSettings
+
+logger = logging.getLogger("triptych.encode")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The answer to one request."""
+
+    embeddings: torch.Tensor
+    """uint8, shape (bytes,), contiguous, on the encoder's device: every item's embeddings."""
+    ticket: Ticket
+
+    def __repr__(self) -> str:
+        return f"Encoded({self.embeddings.numel()} bytes, {len(self.ticket.items)} items)"
+
+
+class Encoder:
+    """A family's tower on a device.
+
+    Args:
+        family: Whose tower.
+        settings: The stage's.
+        device: Where the tower goes and the embeddings are left.
+        on_batch: Called after every forward pass with its numbers of items and of embeddings.
+
+    Raises:
+        ConfigurationError: The checkpoint's weights are missing or of the wrong shape.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        settings: EncoderSettings,
+        device: torch.device,
+        on_batch: Callable[[int, int], None] = lambda items, tokens: None,
+    ) -> None:
+        self.family = family
+        self.device = device
+        self.dtype = choose_dtype(settings.encoder_dtype, device)
+        self._max_tokens = settings.max_encoder_tokens
+        self._on_batch = on_batch
+        start = time.perf_counter()
+        self._tower = family.load_tower(device, self.dtype)
+        logger.info(
+            "tower of %s from %s on %s in %s: %s, %.2f s",
+            family.name,
+            family.checkpoint.path,
+            device,
+            str(self.dtype).removeprefix("torch."),
+            _size(self._tower),
+            time.perf_counter() - start,
+        )
+
+    def encode(
+        self, requests: Sequence[tuple[Sequence[Item], torch.Tensor]]
+    ) -> list[Encoded | TriptychError]:
+        """Encode the media of several requests together.
+
+        Args:
+            requests: Each request's ITEMS and its MEDIA, uint8 of shape (bytes,), on any device.
+
+        Returns:
+            One answer a request, in order. A request with a faulty item has the error in its
+            place; the others are none the worse for it.
+        """
+        jobs = Jobs(self.family)
+        planned: list[list[Job] | TriptychError] = []
+        for items, media in requests:
+            try:
+                planned.append(jobs.of(items, media))
+            except TriptychError as error:
+                planned.append(error)
+        with torch.inference_mode():
+            for batch in batches(jobs, self._max_tokens):
+                self._run(batch)
+            return [
+                self._answer(items, plan) if isinstance(plan, list) else plan
+                for (items, _), plan in zip(requests, planned, strict=True)
+            ]
+
+    def _run(self, batch: list[Job]) -> None:
+        """Put a result into every job; if the pass fails, find out alone whose fault it is."""
+        try:
+            embeddings = self._forward(batch)
+        except Exception:
+            logger.exception("encoding %d items failed on %s", len(batch), self.device)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(batch) == 1:
+                batch[0].result = InternalError("the encoder failed on this item")
+                return
+            for job in batch:
+                self._run([job])
+            return
+        for job, embedding in zip(batch, embeddings, strict=True):
+            job.result = embedding
+        self._on_batch(len(batch), sum(job.item.tokens for job in batch))
+
+    def _forward(self, batch: list[Job]) -> list[torch.Tensor]:
+        items = [job.item for job in batch]
+        media = [job.media.to(self.device, non_blocking=True) for job in batch]
+        embeddings = self._tower.encode(items, media)
+        if self.device.type == "cuda":
+            # Faults of kernels come out here, and what reads the result need not know our stream.
+            torch.cuda.current_stream(self.device).synchronize()
+        expected = [(item.tokens, self.family.embedding_width) for item in items]
+        got = [tuple(embedding.shape) for embedding in embeddings]
+        if got != expected:
+            raise InternalError(f"the tower made {got}, expected {expected}")
+        return embeddings
+
+    def _answer(self, items: Sequence[Item], jobs: list[Job]) -> Encoded | TriptychError:
+        parts: list[torch.Tensor] = []
+        entries: list[TicketItem] = []
+        offset = 0
+        for index, (item, job) in enumerate(zip(items, jobs, strict=True)):
+            if not isinstance(job.result, torch.Tensor):
+                error = job.result or InternalError("the item was not encoded")
+                return type(error)(error.what, where=f"items[{index}]")
+            parts.append(job.result)
+            entries.append(_entry(item, job.result, offset))
+            offset = aligned(offset + entries[-1].nbytes)
+        return Encoded(self._join(parts, entries), Ticket(entries))
+
+    def _join(self, parts: list[torch.Tensor], entries: list[TicketItem]) -> torch.Tensor:
+        """One allocation with each part at its entry's offset."""
+        end = entries[-1].offset + entries[-1].nbytes if entries else 0
+        whole = torch.empty(end, dtype=torch.uint8, device=self.device)
+        at = 0
+        for part, entry in zip(parts, entries, strict=True):
+            whole[at : entry.offset] = 0
+            at = entry.offset + entry.nbytes
+            whole[entry.offset : at].view(part.dtype).view(part.shape).copy_(part)
+        return whole
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`EncoderSettings.encoder_dtype` as torch has it."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _entry(item: Item, embeddings: torch.Tensor, offset: int) -> TicketItem:
+    dtype: DType = str(embeddings.dtype).removeprefix("torch.")  # type: ignore[assignment]
+    return TicketItem(
+        modality=item.modality,
+        hash=item.hash,
+        dtype=dtype,
+        shape=(embeddings.shape[0], embeddings.shape[1]),
+        offset=offset,
+        grid_thw=item.grid_thw,
+        second_per_grid=item.second_per_grid,
+    )
+
+
+def _size(tower: object) -> str:
+    if not isinstance(tower, torch.nn.Module):
+        return type(tower).__name__
+    return f"{sum(weight.numel() for weight in tower.parameters()) / 1e6:.2f} M parameters"

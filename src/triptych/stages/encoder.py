@@ -1,0 +1,167 @@
+"""The model ``encoder``: MEDIA and ITEMS in, EMBEDDINGS and TICKET out.
+
+Not decoupled. Triton's dynamic batcher gathers requests; what comes in one ``execute`` is encoded
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch
+import triton_python_backend_utils as pb_utils
+
+from triptych import contract, families
+from triptych.encode import Encoded, Encoder
+from triptych.errors import ConfigurationError, InvalidValue, TriptychError
+from triptych.settings import EncoderSettings
+from triptych.stages import backend
+
+BATCH_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
+"""Upper bounds of the histogram of items in a forward pass."""
+
+
+class EncoderModel:
+    """What the encoder's model.py hands to Triton."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the tower.
+
+        Raises:
+            ConfigurationError: A setting or the checkpoint is wrong; Triton does not start.
+        """
+        backend.configure_logging()
+        settings = backend.model_settings(EncoderSettings, args)
+        if settings.encoder_threads:
+            torch.set_num_threads(settings.encoder_threads)
+        self._metrics = Metrics()
+        self._encoder = Encoder(
+            families.load(settings.model),
+            settings,
+            choose_device(settings.encoder_device, args),
+            on_batch=self._metrics.batch,
+        )
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer every request; a faulty one has an error for an answer, alone."""
+        answers: list[Any] = [None] * len(requests)
+        places: list[int] = []
+        work: list[tuple[list[contract.Item], torch.Tensor]] = []
+        for place, request in enumerate(requests):
+            try:
+                work.append((read_items(request), read_media(request)))
+                places.append(place)
+            except Exception as error:
+                answers[place] = backend.error_response(error, request.request_id())
+        try:
+            encoded = self._encoder.encode(work)
+        except Exception as error:
+            for place in places:
+                answers[place] = backend.error_response(error, requests[place].request_id())
+            return answers
+        for place, answer in zip(places, encoded, strict=True):
+            answers[place] = respond(requests[place], answer)
+        return answers
+
+
+class Metrics:
+    """What Prometheus sees of the batching, at Triton's ``/metrics``.
+
+    ``triptych_encoder_batch_items`` is a histogram of the items in a forward pass: its ``_count``
+    is the number of passes and its ``_sum`` the number of items encoded.
+    """
+
+    def __init__(self) -> None:
+        items = pb_utils.MetricFamily(
+            name="triptych_encoder_batch_items",
+            description="Media in one forward pass of the encoder",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
+        tokens = pb_utils.MetricFamily(
+            name="triptych_encoder_tokens_total",
+            description="Embeddings made by the encoder",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._items = items.Metric(labels={}, buckets=BATCH_BUCKETS)
+        self._tokens = tokens.Metric(labels={})
+        # A family must outlive its metrics, and attributes go in the order in which they came.
+        self._families = (items, tokens)
+
+    def batch(self, items: int, tokens: int) -> None:
+        """Count one forward pass."""
+        self._items.observe(items)
+        self._tokens.increment(tokens)
+
+
+def choose_device(name: str, args: Mapping[str, str]) -> torch.device:
+    """`EncoderSettings.encoder_device` as a device; ``auto`` is what Triton gave the instance.
+
+    Raises:
+        ConfigurationError: Torch does not know the device or cannot use it.
+    """
+    if name == "auto":
+        if args["model_instance_kind"] != "GPU":
+            return torch.device("cpu")
+        name = f"cuda:{args['model_instance_device_id']}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"the encoder cannot use the device {name!r}: {error}") from error
+    return device
+
+
+def read_items(request: Any) -> list[contract.Item]:
+    """The request's ITEMS.
+
+    Raises:
+        InvalidValue: It is missing or not what preprocess writes.
+    """
+    data = backend.read_bytes(request, contract.ITEMS)
+    try:
+        return contract.decode(data, contract.Items).items
+    except msgspec.MsgspecError as error:
+        raise InvalidValue(str(error), where=contract.ITEMS) from None
+
+
+def read_media(request: Any) -> torch.Tensor:
+    """The request's MEDIA without a copy: uint8, shape (bytes,), valid until the answer is made.
+
+    Raises:
+        InvalidValue: It is missing or has more than one row.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, contract.MEDIA)
+    if tensor is None:
+        raise InvalidValue("this input is missing", where=contract.MEDIA)
+    media = (
+        torch.from_numpy(tensor.as_numpy())
+        if tensor.is_cpu()
+        else torch.from_dlpack(tensor.to_dlpack())
+    )
+    if media.ndim != 2 or media.shape[0] != 1 or media.dtype != torch.uint8:
+        raise InvalidValue(
+            f"must be UINT8 of shape (1, bytes), got {media.dtype} of shape {tuple(media.shape)}",
+            where=contract.MEDIA,
+        )
+    return media[0]
+
+
+def respond(request: Any, answer: Encoded | TriptychError) -> Any:
+    """The response with the outputs that were asked for."""
+    if isinstance(answer, TriptychError):
+        return backend.error_response(answer, request.request_id())
+    wanted = request.requested_output_names()
+    tensors = []
+    if contract.EMBEDDINGS in wanted:
+        embeddings = answer.embeddings[None]
+        tensors.append(
+            pb_utils.Tensor(contract.EMBEDDINGS, embeddings.numpy())
+            if embeddings.device.type == "cpu"
+            else pb_utils.Tensor.from_dlpack(contract.EMBEDDINGS, embeddings)
+        )
+    if contract.TICKET in wanted:
+        ticket = contract.encode(answer.ticket)
+        tensors.append(backend.text_tensor(contract.TICKET, ticket, shape=(1, 1)))
+    return backend.response(*tensors)
