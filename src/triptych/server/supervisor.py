@@ -26,6 +26,8 @@ POLL_S = 0.05
 """Between two looks at a server that loads."""
 WATCH_S = 0.5
 """Between two looks at a server that runs."""
+UNLOAD_S = 10.0
+"""For the models to be unloaded, after the requests under way have had their time."""
 GREETING = msgspec.json.encode(
     {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
 )
@@ -66,6 +68,7 @@ class Server:
         self._process: ServerProcess | None = None
         self._stubs: dict[int, str] = {}
         self._stop_lock = threading.Lock()
+        self._clean: bool | None = None
         self._shm_prefix = f"triptych_{uuid.uuid4().hex[:12]}_"
 
     @property
@@ -156,8 +159,11 @@ class Server:
         if process.poll() is not None:
             raise self._died()
         if lost := self._stubs.keys() - process.stubs().keys():
+            time.sleep(POLL_S)  # they also end with tritonserver, whose own end is the news then
+            if process.poll() is not None:
+                raise self._died()
             names = ", ".join(sorted(self._stubs[pid] for pid in lost))
-            raise Unavailable(f"the process of {names} died; last lines:\n{self.log.tail()}")
+            raise Unavailable(f"the process of {names} died; last lines:\n{self.log.tail(8)}")
 
     def watch(self) -> None:
         """Block until something ends the server; `check` says what.
@@ -176,13 +182,12 @@ class Server:
             Whether it ended by itself; if not, it was killed.
         """
         with self._stop_lock:
-            clean = True
-            if self._process is not None:
-                clean = self._process.stop(self.options.exit_timeout_s + 10.0)
-            if self._log_file is not None:
-                self._log_file.close()
-                self._log_file = None
-            return clean
+            if self._clean is None:
+                grace_s = self.options.exit_timeout_s + UNLOAD_S
+                self._clean = self._process is None or self._process.stop(grace_s)
+                if self._log_file is not None:
+                    self._log_file.close()
+            return self._clean
 
     def kill(self) -> None:
         """End every process at once; `stop` then cleans up."""
@@ -241,7 +246,7 @@ class Server:
         process.join_log(2.0)
         if self.log.failure is not None:
             return self.log.failure
-        reasons = "\n".join(self.log.errors()[-3:]) or self.log.tail()
+        reasons = "\n".join(self.log.errors()[-3:]) or self.log.tail(8)
         return Unavailable(f"tritonserver {_ending(process.poll())}; last lines:\n{reasons}")
 
 
@@ -264,6 +269,7 @@ def _claim(host: str, wanted: dict[str, int]) -> dict[str, int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
+                probe.listen()  # a socket that is only bound would not keep the next one off
             except OSError as error:
                 raise ConfigurationError(
                     f"the {name} port {port} on {host} cannot be used: {error.strerror}"
