@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from contract.configs import CONFIGS, ENSEMBLES, REPOSITORY, STAGES, shape
 from tritonclient.grpc.model_config_pb2 import DataType, ModelInstanceGroup
 
+from contract.configs import CONFIGS, ENSEMBLES, REPOSITORY, STAGES, shape
 from triptych.contract import MODELS, TENSORS
 
 TYPES = {"BYTES": DataType.TYPE_STRING, "UINT8": DataType.TYPE_UINT8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from contract.configs import CONFIGS, ENSEMBLES, shape
 
 pytestmark = pytest.mark.parametrize("name", ENSEMBLES)
