@@ -1,0 +1,169 @@
+"""What every engine promises, and what passes through its hands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+import msgspec
+
+from triptych.contract import Prompt, TicketItem
+from triptych.errors import InvalidValue
+
+if TYPE_CHECKING:
+    import torch
+
+    from triptych.families.base import Family
+    from triptych.settings import DecodeSettings
+
+FinishReason = Literal["stop", "length"]
+"""``stop``: an end-of-text token or a stop string; ``length``: ``max_tokens`` or the context."""
+
+Media: TypeAlias = "Sequence[tuple[TicketItem, torch.Tensor]]"
+"""One request's media in prompt order, each with its embeddings of shape (tokens, width)."""
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """A token that could have stood at a place."""
+
+    token: str
+    logprob: float
+    """Natural logarithm of the probability."""
+    raw: bytes | None = None
+    """The token's own bytes, where ``token`` cannot show them: a part of a character."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """The token that was drawn at a place, and what else could have stood there."""
+
+    token: str
+    logprob: float
+    """Natural logarithm of the probability."""
+    raw: bytes | None = None
+    """The token's own bytes, where ``token`` cannot show them: a part of a character."""
+    top: tuple[Alternative, ...] = ()
+    """``Sampling.top_logprobs`` of them, likeliest first."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a generation took, counted by the engine, in tokens."""
+
+    prompt_tokens: int
+    """With every placeholder spread out."""
+    completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt's, those whose keys and values the engine still had."""
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a generation adds to its answer. Only the last has ``finish_reason`` and ``usage``."""
+
+    text: str
+    """May be empty: bytes of an unfinished character, or text that may begin a stop string, are
+    held back."""
+    tokens: int
+    """Tokens drawn since the last delta."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One a token, if `Sampling.logprobs` asks for them."""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Engine(ABC):
+    """A language model that takes embeddings for its media.
+
+    Promises:
+
+    - All methods are called on one event loop, that of `start`, and none blocks it for longer
+      than it takes to prepare a request. (`start` may: nothing else runs there yet.)
+    - `start` returns when `generate` can be called, or raises.
+    - `stop` may be called at any time, also after a `start` that failed; a second call does
+      nothing. After it no process, thread or device memory of the engine is left, and what was
+      being generated has ended with `Cancelled` or `Unavailable`.
+    - Nothing that `generate` is given can end the engine. Embeddings of a wrong shape or dtype
+      are refused before the engine's library sees them.
+    - What goes wrong is raised as a `TriptychError`.
+
+    Args:
+        settings: The stage's settings.
+        family: The model's family, bound to the checkpoint.
+    """
+
+    name: ClassVar[str]
+    """As in ``triptych serve --engine``."""
+
+    def __init__(self, settings: DecodeSettings, family: Family) -> None:
+        self.settings = settings
+        self.family = family
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.settings.max_model_len or self.family.context_length
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            ConfigurationError: A setting, an engine argument or the checkpoint is wrong.
+            Unavailable: The engine did not come up for another reason.
+        """
+
+    @abstractmethod
+    def generate(self, prompt: Prompt, media: Media) -> AsyncIterator[Delta]:
+        """Generate the answer to one prompt.
+
+        At least one delta comes, and the last one alone has ``finish_reason``. The engine's slot
+        is free again as soon as the iterator ends, is closed, or the task that awaits it is
+        cancelled.
+
+        Args:
+            prompt: Its ``id`` is unique among the generations that are running.
+            media: The embeddings of ``prompt.items``, in their order. They need only live until
+                the first delta.
+
+        Raises:
+            InvalidRequest: The prompt or its media cannot be served; `ContextTooLong` where it
+                is longer than the context.
+            Cancelled: `abort` or `stop` was called.
+            Unavailable: The engine has died.
+        """
+
+    @abstractmethod
+    async def abort(self, prompt_id: str) -> None:
+        """End a generation with `Cancelled`; nothing if there is none of that id."""
+
+    @abstractmethod
+    async def health(self) -> None:
+        """Return if `generate` would be served.
+
+        Raises:
+            Unavailable: Not started, stopped, or dead.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End everything; see the class."""
+
+
+def check_media(prompt: Prompt, items: Sequence[TicketItem]) -> None:
+    """Hold the ticket of a request against its prompt: each place gets what it was made for.
+
+    An engine that is given fewer embeddings than places fails as a whole, not for that request
+    alone, so this comes before any engine; `Family.embedding_inputs` then checks the embeddings.
+
+    Raises:
+        InvalidValue: Number, modality, content or tokens differ.
+    """
+    if len(items) != len(prompt.items):
+        raise InvalidValue(f"{len(items)} embeddings for {len(prompt.items)} places in the prompt")
+    for index, (place, item) in enumerate(zip(prompt.items, items, strict=True)):
+        wanted = (place.modality, place.hash, place.tokens)
+        got = (item.modality, item.hash, item.shape[0])
+        if got != wanted:
+            raise InvalidValue(
+                f"the place is for (modality, hash, tokens) {wanted}, the embeddings are {got}",
+                where=f"items[{index}]",
+            )

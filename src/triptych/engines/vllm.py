@@ -1,0 +1,250 @@
+"""The engine vLLM, in this process, with the language model only.
+
+The vision tower stays out: each request brings token ids with one placeholder an item, and the
+items' embeddings, under their content hashes, so that vLLM's prefix cache knows a picture again.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from triptych.contract import Prompt, Sampling
+from triptych.engines import vllm_environment
+from triptych.engines.base import (
+    Alternative,
+    Delta,
+    Engine,
+    FinishReason,
+    Media,
+    TokenLogprob,
+    Usage,
+    check_media,
+)
+from triptych.engines.vllm_arguments import build_config, read_arguments
+from triptych.errors import (
+    Cancelled,
+    ContextTooLong,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    TriptychError,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+    from vllm.logprobs import Logprob
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger("triptych.engines.vllm")
+
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VllmEngine(Engine):
+    """vLLM's `AsyncLLM`: its scheduler and workers are a process of their own."""
+
+    name = "vllm"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._llm: AsyncLLM | None = None
+        self._context_length = super().context_length
+        self._live: dict[str, bool] = {}
+        """By prompt id, whether the generation was aborted."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together, as vLLM has it."""
+        return self._context_length
+
+    async def start(self) -> None:
+        """Import vLLM, load the weights, wait until the engine's process answers."""
+        begun = time.monotonic()
+        given = read_arguments(self.settings.engine_args)
+        on_cpu = vllm_environment.prepare(eager=given.get("enforce_eager", True))
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        imported = time.monotonic()
+        config = build_config(self.settings, self.family, given, on_cpu=on_cpu)
+        self._dtype: torch.dtype = config.model_config.dtype
+        self._context_length = config.model_config.max_model_len
+        configured = time.monotonic()
+        try:
+            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except Exception as error:
+            raise Unavailable(f"vLLM did not start: {error}; its own log says why") from error
+        logger.info(
+            "started in %.1f s: import %.1f, configuration %.1f, engine %.1f",
+            time.monotonic() - begun,
+            imported - begun,
+            configured - imported,
+            time.monotonic() - configured,
+        )
+
+    async def generate(self, prompt: Prompt, media: Media) -> AsyncIterator[Delta]:
+        """Generate with vLLM; the text is cut by its detokeniser, never within a character."""
+        llm = self._running()
+        engine_prompt = self._engine_prompt(prompt, media)
+        parameters = _sampling_params(prompt.sampling)
+        self._live[prompt.id] = False
+        try:
+            (rendered,) = await llm.renderer.render_cmpl_async([engine_prompt])
+            self._raise_if_aborted(prompt.id)
+            drawn = 0
+            async with aclosing(llm.generate(rendered, parameters, prompt.id)) as outputs:
+                async for output in outputs:
+                    self._raise_if_aborted(prompt.id)
+                    delta = _delta(output, prompt, drawn)
+                    drawn += delta.tokens
+                    yield delta
+        except TriptychError:
+            raise
+        except Exception as error:
+            raise _translated(error, prompt.id) from error
+        finally:
+            self._live.pop(prompt.id, None)
+
+    async def abort(self, prompt_id: str) -> None:
+        """End the generation, whether vLLM has it yet or not."""
+        if prompt_id in self._live and self._llm is not None:
+            self._live[prompt_id] = True
+            await self._llm.abort(prompt_id)
+
+    async def health(self) -> None:
+        """Whether the engine's process lives."""
+        self._running()
+
+    async def stop(self) -> None:
+        """Abort what runs and end the engine's process."""
+        for prompt_id in list(self._live):
+            await self.abort(prompt_id)
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        llm.shutdown()
+        # Its __del__ shuts down once more, and must not wait for the interpreter's end, when
+        # the modules it needs are gone.
+        del llm
+        gc.collect()
+
+    def _running(self) -> AsyncLLM:
+        if self._llm is None:
+            raise Unavailable("the engine is not running")
+        if self._llm.errored:
+            raise Unavailable("the engine has died; the server must be restarted")
+        return self._llm
+
+    def _raise_if_aborted(self, prompt_id: str) -> None:
+        if self._live.get(prompt_id):
+            raise Cancelled("the generation was aborted")
+
+    def _engine_prompt(self, prompt: Prompt, media: Media) -> dict[str, Any]:
+        """The prompt as vLLM takes it, checked."""
+        if prompt.length >= self._context_length:
+            raise ContextTooLong(
+                f"a prompt of {prompt.length} tokens leaves no room for an answer in the "
+                f"context of {self._context_length}"
+            )
+        items = [item for item, _ in media]
+        check_media(prompt, items)
+        if not items:
+            return {"prompt_token_ids": prompt.token_ids}
+        inputs = self.family.embedding_inputs(items, [embeddings for _, embeddings in media])
+        return {
+            "prompt_token_ids": prompt.token_ids,
+            "multi_modal_data": {
+                modality: {name: self._handed_over(tensor) for name, tensor in tensors.items()}
+                for modality, tensors in inputs.items()
+            },
+            "multi_modal_uuids": {
+                modality: [item.hash for item in items if item.modality == modality]
+                for modality in inputs
+            },
+        }
+
+    def _handed_over(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor`` as it goes to the engine's process: by value, so from the CPU's memory."""
+        return tensor.to("cpu", self._dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _sampling_params(sampling: Sampling) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    try:
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            logprobs=sampling.top_logprobs if sampling.logprobs else None,
+            output_kind=RequestOutputKind.DELTA,
+        )
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _delta(output: RequestOutput, prompt: Prompt, drawn: int) -> Delta:
+    """One output of vLLM, after ``drawn`` tokens.
+
+    Raises:
+        Cancelled: vLLM has aborted the request.
+        InternalError: It has failed on it.
+    """
+    completion = output.outputs[0]
+    tokens = len(completion.token_ids)
+    reason = usage = None
+    if completion.finish_reason is not None:
+        if completion.finish_reason == "abort":
+            raise Cancelled("the generation was aborted")
+        reason = _FINISH.get(completion.finish_reason)
+        if reason is None:
+            raise InternalError(f"vLLM ended the generation: {completion.finish_reason}")
+        usage = Usage(prompt.length, drawn + tokens, output.num_cached_tokens or 0)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    if completion.logprobs:
+        pairs = zip(completion.token_ids, completion.logprobs, strict=False)
+        logprobs = tuple(
+            _token_logprob(token, place, prompt.sampling.top_logprobs) for token, place in pairs
+        )
+    return Delta(completion.text, tokens, logprobs, reason, usage)
+
+
+def _token_logprob(token: int, place: dict[int, Logprob], top: int) -> TokenLogprob:
+    """The drawn token among vLLM's entries for its place, which are the likeliest and it."""
+    likeliest = sorted(place.values(), key=lambda entry: -entry.logprob)[:top]
+    drawn = place[token]
+    return TokenLogprob(
+        drawn.decoded_token or "",
+        drawn.logprob,
+        top=tuple(Alternative(entry.decoded_token or "", entry.logprob) for entry in likeliest),
+    )
+
+
+def _translated(error: Exception, prompt_id: str) -> TriptychError:
+    """An exception of vLLM in our words; what is unknown is logged, since callers see no cause."""
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError):
+        return Unavailable("the engine died during the generation; the server must be restarted")
+    if isinstance(error, VLLMClientError):
+        return InvalidRequest(str(error))
+    if isinstance(error, GracefulHTTPError):
+        return Overloaded(str(error))
+    logger.error("vLLM failed on %s", prompt_id, exc_info=error)
+    return InternalError("the engine failed on this request")

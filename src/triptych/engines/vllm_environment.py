@@ -1,0 +1,92 @@
+"""The process that vLLM runs in: what must be set before ``import vllm``, all in one place.
+
+Nothing here overrules what the user has set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import logging
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+from triptych.engines import torchvision_ops
+from triptych.engines.vllm_plugin import STUB, die_with_parent
+
+logger = logging.getLogger("triptych.engines.vllm")
+
+_DEFAULTS = {
+    "HF_HUB_OFFLINE": "1",  # a checkpoint is a directory; nothing is asked of the network
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",  # else a warning for each fork
+}
+
+_CPU_DEFAULTS = {
+    # The worker runs inside the engine's process instead of one more.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Binding needs libnuma and a machine of our own.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def prepare(*, eager: bool) -> bool:
+    """Set up this process for vLLM.
+
+    Args:
+        eager: Whether the model will run uncompiled where it runs on the CPU.
+
+    Returns:
+        Whether vLLM will run on the CPU.
+    """
+    # A stub of Triton starts in the C locale, and vLLM reads UTF-8 files without saying so.
+    with contextlib.suppress(locale.Error):
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    _name_interpreter()
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    torchvision_ops.define_missing()
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        for name, value in _CPU_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        if eager:
+            # vLLM compiles its counting of ranks even then: the first request that asks for
+            # logprobs would wait 14 s for a C++ compiler.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        # One core is left to the server; on two, that one is worth more than a second thread.
+        cores = len(os.sched_getaffinity(0))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+    if STUB not in os.environ:
+        os.environ[STUB] = str(os.getpid())
+        os.register_at_fork(after_in_child=die_with_parent)
+    return on_cpu
+
+
+def fork_on_cpu(start_method: str | None) -> None:
+    """Let the engine's process be a fork of this one, which halves the start on a CPU.
+
+    vLLM's CPU platform asks for ``spawn``, so that thread binding can be set in the new
+    process's environment; nothing is bound here, and a spawned process imports everything again.
+
+    Args:
+        start_method: What ``VLLM_WORKER_MULTIPROC_METHOD`` was before vLLM set it.
+    """
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = start_method or "fork"
+
+
+def _name_interpreter() -> None:
+    """Tell Python where its interpreter is: in a stub, the running program is another."""
+    python = Path(sys.prefix, "bin", "python")
+    if not python.exists():
+        logger.warning("%s does not exist; vLLM may fail to start its processes", python)
+        return
+    if not sys.executable or Path(sys.executable).parent != python.parent:
+        sys.executable = str(python)
+    multiprocessing.set_executable(str(python))
