@@ -42,7 +42,7 @@ def as_list(value: object, where: str, what: str) -> list[object]:
     if not isinstance(value, list):
         raise wrong(where, f"must be a list of {what}", value)
     if not value:
-        raise InvalidValue(f"must hold at least one of {what}, got an empty list", where=where)
+        raise InvalidValue(f"must not be empty, got no {what}", where=where)
     return value
 
 

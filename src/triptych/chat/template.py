@@ -83,10 +83,12 @@ class ChatTemplate:
 
     def _keeps(self, content: object) -> bool:
         try:
-            return _PROBE in self._render([{"role": "user", "content": content}])
+            rendered = self._render([{"role": "user", "content": content}])
         except Exception:
             # Whatever a template does with a form that it was not written for.
             return False
+        # A template for strings that concatenates writes a list out as Python shows it.
+        return _PROBE in rendered and (isinstance(content, str) or repr(content) not in rendered)
 
     def _as_dict(self, message: Message) -> dict[str, Any]:
         content: Any = message.content
