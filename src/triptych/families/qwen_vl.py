@@ -75,9 +75,12 @@ class QwenVL(Family):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self.processor = read_config(
-            ImageProcessor, checkpoint.image_processor, f"{checkpoint.path}: the image processor"
-        )
+        raw = {
+            # transformers takes a flag that is null for false, other nulls not at all.
+            name: False if value is None and name.startswith("do_") else value
+            for name, value in checkpoint.image_processor.items()
+        }
+        self.processor = read_config(ImageProcessor, raw, f"{checkpoint.path}: the image processor")
         if not self.processor.do_resize or self.processor.resample not in _RESAMPLE:
             raise ConfigurationError(
                 f"{checkpoint.path}: the image processor has do_resize={self.processor.do_resize} "
