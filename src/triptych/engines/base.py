@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -112,7 +112,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def generate(self, prompt: Prompt, media: Media) -> AsyncIterator[Delta]:
+    def generate(self, prompt: Prompt, media: Media) -> AsyncGenerator[Delta, None]:
         """Generate the answer to one prompt.
 
         At least one delta comes, and the last one alone has ``finish_reason``. The engine's slot

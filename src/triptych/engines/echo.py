@@ -17,7 +17,7 @@ import array
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -61,7 +61,7 @@ class EchoEngine(Engine):
         except Exception as error:  # tokenizers raises nothing narrower
             raise ConfigurationError(f"{path}: {error}") from None
 
-    async def generate(self, prompt: Prompt, media: Media) -> AsyncIterator[Delta]:
+    async def generate(self, prompt: Prompt, media: Media) -> AsyncGenerator[Delta, None]:
         """Say the prompt back; see the module."""
         await self.health()
         check_media(prompt, [item for item, _ in media])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ class VllmEngine(Engine):
             time.monotonic() - configured,
         )
 
-    async def generate(self, prompt: Prompt, media: Media) -> AsyncIterator[Delta]:
+    async def generate(self, prompt: Prompt, media: Media) -> AsyncGenerator[Delta, None]:
         """Generate with vLLM; the text is cut by its detokeniser, never within a character."""
         llm = self._running()
         engine_prompt = self._engine_prompt(prompt, media)

@@ -1,0 +1,151 @@
+"""The stage ``decode_*``: PROMPT, TICKET and EMBEDDINGS in, TEXT and CHUNK out, streamed.
+
+    execute ──▶ engine thread: one task a generation ──deltas──▶ sender thread ──▶ responses
+
+Also takes aborts: a request whose parameter ``abort`` holds a Triton request id ends that
+generation with `Cancelled`, and is itself answered with empty outputs. An abort of a generation
+that has ended, or that nobody knows, is answered the same way: whoever sends one cannot know
+whether the answer was quicker.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from triptych import contract, families
+from triptych.chat.chunks import ChunkWriter, TokenLogprob, TopLogprob
+from triptych.contract import Prompt
+from triptych.engines import base
+from triptych.settings import DecodeSettings
+from triptych.stages import backend
+from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_ticket
+from triptych.stages.generations import Generations
+from triptych.stages.outbox import Outbox, Parcel, Sender
+
+logger = logging.getLogger("triptych.stages.decode")
+
+SEND_TIMEOUT_S = 5.0
+"""Seconds that `finalize` gives to the answers that still wait."""
+
+
+class DecodeModel:
+    """What a ``decode_*`` model.py hands to Triton; it names the engine."""
+
+    engine_type: ClassVar[type[base.Engine]]
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Start the engine.
+
+        Raises:
+            TriptychError: It does not start; Triton shows why, and does not start either.
+        """
+        backend.configure_logging()
+        settings = backend.model_settings(DecodeSettings, args)
+        backend.configure_logging(settings.log_level)
+        engine = self.engine_type(settings, families.load(settings.model))
+        self._sender = Sender()
+        self._sender.start()
+        self._generations = Generations(engine, self._sender)
+        try:
+            self._generations.start()
+        except BaseException:
+            self._sender.stop(SEND_TIMEOUT_S)
+            raise
+        logger.info("serving %s with %s", settings.model, engine.name)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Take the requests over; each is answered by the sender thread."""
+        for request in requests:
+            reply = TritonReply(request)
+            try:
+                self._begin(request, reply)
+            except Exception as error:
+                self._sender.fail(Outbox(reply, stream=False), error)
+
+    def finalize(self) -> None:
+        """End every generation, the engine and the threads; a second call does nothing."""
+        if hasattr(self, "_generations"):
+            self._generations.stop()
+            self._sender.stop(SEND_TIMEOUT_S)
+
+    def _begin(self, request: Any, reply: TritonReply) -> None:
+        parameters = json.loads(request.parameters() or "{}")
+        if contract.ABORT in parameters:
+            self._generations.abort(str(parameters[contract.ABORT]))
+            self._sender.put(Outbox(reply, stream=False), base.Delta("", 0, finish_reason="stop"))
+            return
+        prompt = read_prompt(request)
+        items = read_ticket(request)
+        media = list(zip(items, read_embeddings(request, items), strict=True))
+        reply.prompt = prompt
+        outbox = Outbox(reply, stream=prompt.stream)
+        self._generations.begin(request.request_id(), prompt, media, outbox)
+
+
+class TritonReply:
+    """One request's response sender; after construction only the sender thread uses it."""
+
+    prompt: Prompt | None = None
+    """Without one the answer is empty: an abort's."""
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._request_id: str = request.request_id()
+        self._wanted = frozenset(request.requested_output_names())
+        self._writer: ChunkWriter | None = None
+
+    def send(self, parcel: Parcel) -> None:
+        """Send the outputs that were asked for; a stream with usage ends with one response more."""
+        if parcel.error is not None:
+            self._respond(backend.error_response(parcel.error, self._request_id), final=True)
+            return
+        *chunks, last = self._chunks(parcel)
+        for chunk in chunks:
+            self._respond(self._outputs(parcel.text, chunk))
+        self._respond(self._outputs("" if chunks else parcel.text, last), final=parcel.last)
+
+    def close(self) -> None:
+        """Send the final flag alone."""
+        self._sender.send(flags=backend.FINAL)
+
+    def is_cancelled(self) -> bool:
+        """Whether Triton knows that the caller has gone; within an ensemble it never does."""
+        return bool(self._sender.is_cancelled())
+
+    def _respond(self, response: Any, *, final: bool = False) -> None:
+        if final:
+            self._sender.send(response, flags=backend.FINAL)
+        else:
+            self._sender.send(response)
+
+    def _outputs(self, text: str, chunk: bytes) -> Any:
+        tensors = []
+        if contract.TEXT in self._wanted:
+            tensors.append(backend.text_tensor(contract.TEXT, text))
+        if contract.CHUNK in self._wanted:
+            tensors.append(backend.text_tensor(contract.CHUNK, chunk))
+        return backend.response(*tensors)
+
+    def _chunks(self, parcel: Parcel) -> list[bytes]:
+        """The parcel as OpenAI's chunks: one, and one more where a stream ends with its usage."""
+        prompt = self.prompt
+        if prompt is None or contract.CHUNK not in self._wanted:
+            return [b""]
+        writer = self._writer = self._writer or ChunkWriter(prompt)
+        logprobs = [_as_chunk(entry) for entry in parcel.logprobs] if parcel.logprobs else None
+        if parcel.finish_reason is None:
+            return [writer.delta(parcel.text, logprobs)]
+        taken = parcel.usage or base.Usage(prompt.length, 0)
+        usage = writer.count(taken.completion_tokens, cached_tokens=taken.cached_tokens)
+        if not prompt.stream:
+            return [writer.whole(parcel.text, parcel.finish_reason, usage, logprobs)]
+        finish = writer.finish(parcel.finish_reason, text=parcel.text, logprobs=logprobs)
+        return [finish, writer.usage(usage)] if prompt.include_usage else [finish]
+
+
+def _as_chunk(entry: base.TokenLogprob) -> TokenLogprob:
+    top = [TopLogprob.of(other.token, other.logprob, other.raw) for other in entry.top]
+    return TokenLogprob.of(entry.token, entry.logprob, top, entry.raw)
