@@ -1,0 +1,147 @@
+"""What comes back: pieces of an answer as they arrive, and the whole.
+
+The JSON is OpenAI's ``chat.completion.chunk``:
+https://platform.openai.com/docs/api-reference/chat-streaming.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from triptych_client.errors import InternalError
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Of the prompt's tokens, those that came from a cache or from media."""
+
+    cached_tokens: int = 0
+    image_tokens: int = 0
+    video_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one request, as the model counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token that could have stood in a place."""
+
+    token: str
+    logprob: float
+    """Natural logarithm of the probability."""
+    bytes: list[int] | None = None
+    """The token's own bytes in UTF-8, which may be a part of a character."""
+
+
+class TokenLogprob(TopLogprob, frozen=True):
+    """One token of the answer, and what else could have stood there."""
+
+    top_logprobs: list[TopLogprob] = []
+    """As many as ``top_logprobs`` asked for, likeliest first."""
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of an answer."""
+
+    text: str = ""
+    """What it adds to the answer."""
+    finish_reason: str | None = None
+    """Set in the piece that ends the text: ``stop``, or ``length`` where a limit cut it."""
+    usage: Usage | None = None
+    """Set in the last piece."""
+    logprobs: list[TokenLogprob] | None = None
+    """Of the tokens in ``text``, if the request asked for them."""
+    id: str
+    """Of the whole answer, ``chatcmpl-…``."""
+    model: str
+    created: int
+    """Seconds since the epoch."""
+    json: bytes = b""
+    """The chunk as the server wrote it."""
+
+    def __repr__(self) -> str:
+        return f"Chunk({self.text!r}, finish_reason={self.finish_reason!r}, usage={self.usage!r})"
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    text: str
+    finish_reason: str | None
+    """``stop``, or ``length`` where a limit cut it; None: it was cancelled on the way."""
+    usage: Usage | None
+    """None: the request asked for none, or the answer was cancelled."""
+    logprobs: list[TokenLogprob] | None = None
+    id: str
+    model: str
+    created: int
+    """Seconds since the epoch."""
+
+
+def whole(chunks: list[Chunk]) -> Answer:
+    """The answer that ``chunks``, in order, add up to."""
+    first = chunks[0] if chunks else Chunk(id="", model="", created=0)
+    logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    return Answer(
+        text="".join(chunk.text for chunk in chunks),
+        finish_reason=next((c.finish_reason for c in chunks if c.finish_reason), None),
+        usage=next((chunk.usage for chunk in reversed(chunks) if chunk.usage), None),
+        logprobs=logprobs if any(chunk.logprobs is not None for chunk in chunks) else None,
+        id=first.id,
+        model=first.model,
+        created=first.created,
+    )
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """Read a CHUNK.
+
+    Raises:
+        InternalError: It is not one.
+    """
+    try:
+        wire = _DECODER.decode(data)
+    except msgspec.DecodeError as error:
+        raise InternalError(f"the server sent a CHUNK that cannot be read: {error}") from None
+    choice = wire.choices[0] if wire.choices else _Choice()
+    return Chunk(
+        text=choice.delta.content or "",
+        finish_reason=choice.finish_reason,
+        usage=wire.usage,
+        logprobs=choice.logprobs.content if choice.logprobs else None,
+        id=wire.id,
+        model=wire.model,
+        created=wire.created,
+        json=data,
+    )
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Logprobs(msgspec.Struct, frozen=True):
+    content: list[TokenLogprob] | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta = _Delta()
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Wire(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    usage: Usage | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Wire)

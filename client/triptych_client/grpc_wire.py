@@ -1,0 +1,107 @@
+"""A chat as KServe's protobuf messages, and Triton's answers read back. Needs no network.
+
+Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from triptych_client import errors
+from triptych_client.requests import ABORT, CHUNK, PROMPT, REQUEST, TICKET, Call
+from triptych_client.transport import Address
+
+OPTIONS = {
+    # A request carries whole pictures and clips; the server has limits of its own.
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    # Whoever waits for a server to start should not wait for gRPC's patience.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+}
+
+_STATUS: dict[grpc.StatusCode, type[errors.TriptychClientError]] = {
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.InvalidRequest,
+}
+
+
+def channel_options(address: Address) -> list[tuple[str, int]]:
+    """How to open a channel to ``address``."""
+    options = OPTIONS | ({"grpc.enable_http_proxy": 0} if address.is_local else {})
+    return list(options.items())
+
+
+def chat_request(call: Call) -> Any:
+    """The ``ModelInferRequest`` of a chat."""
+    request = service_pb2.ModelInferRequest(model_name=call.model, id=call.id)
+    _add_bytes(request, REQUEST, [1], call.body)
+    return request
+
+
+def abort_request(model: str, request_id: str) -> Any:
+    """The ``ModelInferRequest`` that ends a generation; its inputs are there and not read."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.parameters[ABORT].string_param = request_id
+    _add_bytes(request, PROMPT, [1], b"")
+    _add_bytes(request, TICKET, [1, 1], b"")
+    return request
+
+
+def chunk_of(response: Any) -> bytes | None:
+    """The CHUNK in a ``ModelStreamInferResponse``; None: it only marks the end.
+
+    Raises:
+        TriptychClientError: It carries the server's error, or no such tensor.
+    """
+    if response.error_message:
+        raise errors.from_text(response.error_message)
+    outputs = response.infer_response.outputs
+    for output, raw in zip(outputs, response.infer_response.raw_output_contents, strict=False):
+        if output.name == CHUNK:
+            # One element of BYTES: its length in four bytes, little-endian, then itself.
+            return bytes(raw[4:])
+    if outputs:
+        names = ", ".join(output.name for output in outputs)
+        raise errors.InvalidRequest(f"the model answers with {names}, which is no chat")
+    return None
+
+
+def error_of(error: grpc.RpcError, address: Address, timeout: float | None, *, begun: bool) -> Any:
+    """The client's error for gRPC's.
+
+    Args:
+        error: What the call raised.
+        address: Where it went.
+        timeout: What it was given, in seconds.
+        begun: Whether the server had begun to answer.
+    """
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.DeadlineExceeded(f"the answer was not whole within {timeout:g} s")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        if begun:
+            return errors.ConnectionFailed(f"the connection to {address} broke: {details}")
+        reason = details.rpartition("last error: ")[2].rpartition(f"{_port(address)}: ")[2]
+        if reason == "Socket closed":
+            reason += f"; if that is the HTTP port, give http://{address.host}"
+        return errors.ConnectionFailed(f"{address.hint} ({reason})")
+    found = errors.from_text(details)
+    if isinstance(found, errors.InternalError) and code in _STATUS:
+        return _STATUS[code](details)
+    return found
+
+
+def _port(address: Address) -> str:
+    return address.host.rpartition(":")[2]
+
+
+def _add_bytes(request: Any, name: str, shape: list[int], data: bytes) -> None:
+    request.inputs.add(name=name, datatype="BYTES", shape=shape)
+    request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)

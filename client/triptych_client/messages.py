@@ -1,0 +1,131 @@
+"""A conversation in OpenAI's form, and short ways to write one.
+
+    [
+        system("You describe pictures."),
+        user("How many circles?", image("a.png"), image("https://example.org/b.jpg")),
+    ]
+
+The helpers return plain dicts, so JSON from elsewhere serves as well.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Required, TypeAlias, TypedDict
+
+from triptych_client.media import Source, locate
+
+
+class ImageURL(TypedDict, total=False):
+    """Where a picture is."""
+
+    url: Required[str]
+    """``http(s):``, ``data:``, or ``file:`` on the server's machine where it allows that."""
+    detail: Literal["auto", "low", "high"]
+
+
+class URL(TypedDict):
+    """Where a clip or a sound is."""
+
+    url: str
+
+
+class TextPart(TypedDict):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(TypedDict):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+class VideoPart(TypedDict):
+    """A clip."""
+
+    type: Literal["video_url"]
+    video_url: URL
+
+
+class AudioPart(TypedDict):
+    """A sound."""
+
+    type: Literal["audio_url"]
+    audio_url: URL
+
+
+Part: TypeAlias = TextPart | ImagePart | VideoPart | AudioPart
+
+
+class Message(TypedDict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+
+def text(content: str) -> TextPart:
+    """A piece of text between media; in `user` and its like a plain string does."""
+    return {"type": "text", "text": content}
+
+
+def image(source: Source, *, detail: Literal["auto", "low", "high"] | None = None) -> ImagePart:
+    """A picture for a message.
+
+    Args:
+        source: A path (read here and sent along), a URL or ``data:`` URI (sent as it is), the
+            bytes of an image file, a `PIL.Image.Image`, or an array of uint8 (height, width),
+            (height, width, 3) or (height, width, 4). The last two are sent as PNG.
+        detail: OpenAI's hint.
+
+    Raises:
+        MediaUnreachable: The file is not there or may not be read.
+        MediaUnreadable: It is empty.
+        MediaType: It is no picture, or of a format that nobody knows.
+    """
+    url: ImageURL = {"url": locate(source, "image")}
+    if detail is not None:
+        url["detail"] = detail
+    return {"type": "image_url", "image_url": url}
+
+
+def video(source: Source) -> VideoPart:
+    """A clip for a message: a path, a URL, a ``data:`` URI or the bytes of a file.
+
+    Raises:
+        MediaError: As of `image`.
+    """
+    return {"type": "video_url", "video_url": {"url": locate(source, "video")}}
+
+
+def audio(source: Source) -> AudioPart:
+    """A sound for a message: a path, a URL, a ``data:`` URI or the bytes of a file.
+
+    Raises:
+        MediaError: As of `image`.
+    """
+    return {"type": "audio_url", "audio_url": {"url": locate(source, "audio")}}
+
+
+def user(*parts: str | Part) -> Message:
+    """What a person says, with the media in the order they are to be seen."""
+    return {"role": "user", "content": _content(parts)}
+
+
+def system(*parts: str | Part) -> Message:
+    """What the model is told beforehand."""
+    return {"role": "system", "content": _content(parts)}
+
+
+def assistant(*parts: str | Part) -> Message:
+    """What the model said in an earlier turn."""
+    return {"role": "assistant", "content": _content(parts)}
+
+
+def _content(parts: tuple[str | Part, ...]) -> str | list[Part]:
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]
+    return [text(part) if isinstance(part, str) else part for part in parts]

@@ -1,0 +1,101 @@
+"""What goes out: one chat as OpenAI's JSON, under a request id of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import msgspec
+
+from triptych_client.errors import InvalidValue
+from triptych_client.messages import Message, user
+
+REQUEST = "REQUEST"
+CHUNK = "CHUNK"
+PROMPT = "PROMPT"
+TICKET = "TICKET"
+ABORT = "abort"
+"""Names of the server's tensors, and of the parameter that ends a generation."""
+
+DEFAULT_MODEL = "chat_vllm"
+DEFAULT_TIMEOUT_S = 600.0
+
+
+class StreamOptions(TypedDict, total=False):
+    """Of a streamed answer."""
+
+    include_usage: bool
+    """True unless given: the last chunk tells the usage."""
+
+
+class Sampling(TypedDict, total=False):
+    """How to draw tokens, and the other fields of a request, as OpenAI's API and vLLM have them."""
+
+    max_tokens: int
+    max_completion_tokens: int
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    seed: int
+    stop: str | list[str]
+    logprobs: bool
+    top_logprobs: int
+    n: int
+    """1 is served."""
+    user: str
+    metadata: dict[str, str]
+    stream_options: StreamOptions
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One chat on its way to a server."""
+
+    model: str
+    """The ensemble."""
+    id: str
+    """Triton's request id, unique, by which the generation can be ended."""
+    body: bytes
+    """The JSON for REQUEST."""
+    timeout: float | None
+    """Seconds for the whole answer, from when it is sent; None: no limit."""
+
+    def __repr__(self) -> str:
+        return f"Call({self.model!r}, {self.id!r}, {len(self.body)} bytes)"
+
+
+def build_call(
+    messages: str | Sequence[Message],
+    *,
+    model: str,
+    stream: bool,
+    timeout: float | None,
+    sampling: Mapping[str, Any],
+) -> Call:
+    """A request for ``model``.
+
+    Args:
+        messages: The conversation; a string is one user message.
+        model: Name of the ensemble.
+        stream: Whether the answer comes in pieces.
+        timeout: Seconds for the whole answer; None: no limit.
+        sampling: The other fields of the request, as they are: the server checks them.
+
+    Raises:
+        InvalidValue: Something in it is no JSON, or the timeout is not positive.
+    """
+    if timeout is not None and not timeout > 0:
+        raise InvalidValue(f"must be positive, got {timeout}", where="timeout")
+    if isinstance(messages, str):
+        messages = [user(messages)]
+    fields = {"model": model, "messages": messages, "stream": stream, **sampling}
+    try:
+        body = msgspec.json.encode(fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidValue(f"the request cannot be written as JSON: {error}") from None
+    return Call(model, uuid.uuid4().hex, body, timeout)
