@@ -80,6 +80,7 @@ class PreprocessModel:
         """Answer what is left, and end the threads; a second call does nothing."""
         if not hasattr(self, "_courier"):
             return
+        logger.debug("stopping")
         self._courier.stop()
         closing = asyncio.run_coroutine_threadsafe(self._preparer.close(), self._loop)
         try:
@@ -88,7 +89,9 @@ class PreprocessModel:
             logger.exception("closing the media loader failed")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(STOP_TIMEOUT_S)
+        self._loop.close()
         del self._courier
+        logger.debug("stopped")
 
 
 class Courier:
@@ -116,18 +119,28 @@ class Courier:
         self._thread.join(STOP_TIMEOUT_S + 1)
 
     def _run(self) -> None:
-        while True:
+        serving = True
+        while serving:
             try:
-                job = self._jobs.get(timeout=CANCEL_POLL_S if self._loading else None)
-            except queue.Empty:
-                self._look_for_cancelled()
-                continue
-            if job is None:
-                break
-            self._advance(job)
-            if self._loading:
-                self._look_for_cancelled()
+                serving = self._turn()
+            except Exception:
+                # The thread must outlive whatever one request does to it.
+                logger.exception("the courier failed")
         self._drain()
+
+    def _turn(self) -> bool:
+        """Wait for one job and advance it; False at the end of all jobs."""
+        try:
+            job = self._jobs.get(timeout=CANCEL_POLL_S if self._loading else None)
+        except queue.Empty:
+            self._look_for_cancelled()
+            return True
+        if job is None:
+            return False
+        self._advance(job)
+        if self._loading:
+            self._look_for_cancelled()
+        return True
 
     def _advance(self, job: _Job) -> None:
         """Begin a job that is new, answer one that has an outcome."""
@@ -175,6 +188,7 @@ class Courier:
         self._next_look = now + CANCEL_POLL_S
         for job in self._loading:
             if job.loading is not None and job.sender.is_cancelled():
+                logger.debug("request %s was cancelled", job.request_id or "without id")
                 job.loading.cancel()
 
     def _drain(self) -> None:
