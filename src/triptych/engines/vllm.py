@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -161,8 +161,7 @@ class VllmEngine(Engine):
         return {
             "prompt_token_ids": prompt.token_ids,
             "multi_modal_data": {
-                modality: {name: self._handed_over(tensor) for name, tensor in tensors.items()}
-                for modality, tensors in inputs.items()
+                modality: self._handed_over(tensors) for modality, tensors in inputs.items()
             },
             "multi_modal_uuids": {
                 modality: [item.hash for item in items if item.modality == modality]
@@ -170,8 +169,15 @@ class VllmEngine(Engine):
             },
         }
 
-    def _handed_over(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``tensor`` as it goes to the engine's process: by value, so from the CPU's memory."""
+    def _handed_over(
+        self, tensors: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor] | list[torch.Tensor]:
+        """The tensors as they go to the engine's process: by value, so from the CPU's memory."""
+        if isinstance(tensors, Mapping):
+            return {name: self._by_value(tensor) for name, tensor in tensors.items()}
+        return [self._by_value(tensor) for tensor in tensors]
+
+    def _by_value(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to("cpu", self._dtype if tensor.is_floating_point() else tensor.dtype)
 
 

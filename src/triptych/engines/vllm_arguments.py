@@ -81,7 +81,10 @@ def _defaults(settings: DecodeSettings, family: Family, *, on_cpu: bool) -> dict
         "max_num_seqs": settings.max_num_seqs,
         # Media come as embeddings; a limit of 0 raw items leaves the towers out of the engine.
         "enable_mm_embeds": True,
-        "limit_mm_per_prompt": dict.fromkeys(sorted(family.modalities | {"image", "video"}), 0),
+        "limit_mm_per_prompt": {
+            modality: int(modality in family.engine_encodes)
+            for modality in sorted(family.modalities | {"image", "video"})
+        },
         "skip_mm_profiling": True,
         # It would keep embeddings in two processes that have to agree about its content, and the
         # encoder has a cache of them already. Keys and values are still shared by content hash.

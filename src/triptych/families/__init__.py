@@ -10,9 +10,12 @@ from pathlib import Path
 from triptych.errors import ConfigurationError
 from triptych.families.base import Family, Tower
 from triptych.families.checkpoint import Checkpoint
+from triptych.families.llava import Llava
+from triptych.families.llava_next_video import LlavaNextVideo
 from triptych.families.qwen2_5_vl import Qwen2_5_VL
+from triptych.families.qwen2_audio import Qwen2Audio
 
-FAMILIES: tuple[type[Family], ...] = (Qwen2_5_VL,)
+FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNextVideo, Qwen2_5_VL, Qwen2Audio)
 
 __all__ = ["FAMILIES", "Checkpoint", "Family", "Tower", "load"]
 

@@ -55,6 +55,9 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """The ``model_type`` of config.json that choose this family."""
     modalities: ClassVar[frozenset[Modality]]
+    engine_encodes: ClassVar[frozenset[Modality]] = frozenset()
+    """Of ``modalities``, those that the engine must be given as pixels, since it takes no
+    embeddings of them: the tower hands the pixels on, and the engine keeps its own."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -161,10 +164,12 @@ class Family(ABC):
     @abstractmethod
     def embedding_inputs(
         self, items: Sequence[TicketItem], embeddings: Sequence[torch.Tensor]
-    ) -> Mapping[Modality, Mapping[str, Any]]:
+    ) -> Mapping[Modality, Mapping[str, Any] | Sequence[torch.Tensor]]:
         """The embeddings of one request as Hugging Face's model names them, by modality.
 
         Qwen-VL: ``{"image": {"image_embeds": (tokens, width), "image_grid_thw": (items, 3)}}``.
+        Families without grids: ``{"image": [(tokens, width), …]}``, one tensor an item.
+        What `engine_encodes` names: ``{"video": [(frames, height, width, 3), …]}``, uint8.
 
         Raises:
             InvalidValue: A shape, dtype or grid that the engine must never see.

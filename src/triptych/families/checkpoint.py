@@ -2,7 +2,7 @@
 
 config.json                        what the model is
 processor_config.json              how its media are prepared, as transformers 5 writes it
-preprocessor_config.json           the same for images, as the hub has it
+preprocessor_config.json           the same for images or sounds, as the hub has it
 video_preprocessor_config.json     the same for videos
 generation_config.json             the tokens that end an answer
 tokenizer.json                     the ids of the special tokens
@@ -86,6 +86,11 @@ class Checkpoint:
         return self._processor(
             "video_processor", "video_preprocessor_config.json", "preprocessor_config.json"
         )
+
+    @cached_property
+    def feature_extractor(self) -> dict[str, Any]:
+        """How sounds are prepared, looked for where Hugging Face looks; empty if nowhere."""
+        return self._processor("feature_extractor", "preprocessor_config.json")
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, TypeVar
 
 import msgspec
 
 from triptych.contract import ImagePlan, VideoPlan
 from triptych.errors import ConfigurationError, MediaError
-from triptych.families.text import Positive
+from triptych.families.fields import Activation, Positive
 
 MAX_ASPECT_RATIO = 200
 """Longer side over shorter. The shorter side is scaled to the tower's, so the memory that a picture
@@ -25,40 +24,23 @@ PlanType = TypeVar("PlanType", ImagePlan, VideoPlan)
 class ClipVisionConfig(msgspec.Struct, frozen=True):
     """``vision_config``; the defaults are those of transformers' CLIPVisionConfig."""
 
-    model_type: str = "clip_vision_model"
+    model_type: Literal["clip_vision_model"] = "clip_vision_model"
     hidden_size: Positive = 768
     intermediate_size: Positive = 3072
     num_hidden_layers: Positive = 12
     num_attention_heads: Positive = 12
-    num_channels: int = 3
+    num_channels: Literal[3] = 3
     image_size: Positive = 224
     """Pixels along a side."""
     patch_size: Positive = 32
     """Pixels along a side."""
-    hidden_act: str = "quick_gelu"
+    hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
     @property
     def grid(self) -> int:
         """Patches along a side; pixels that do not fill one are cut off."""
         return self.image_size // self.patch_size
-
-    def check(self, where: str) -> None:
-        """Whether this is a tower that is served.
-
-        Raises:
-            ConfigurationError: It is not; ``where`` names the file.
-        """
-        if self.model_type != "clip_vision_model" or self.num_channels != 3:
-            raise ConfigurationError(
-                f"{where}: the vision tower is {self.model_type!r} with {self.num_channels} "
-                "channels; served is 'clip_vision_model' with 3"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigurationError(
-                f"{where}: a hidden_size of {self.hidden_size} cannot be shared by "
-                f"{self.num_attention_heads} heads"
-            )
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -67,6 +49,13 @@ class Extent(msgspec.Struct, frozen=True):
     shortest_edge: Positive | None = None
     height: Positive | None = None
     width: Positive | None = None
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """(height, width), pixels, where both are given."""
+        if self.height is None or self.width is None:
+            return None
+        return self.height, self.width
 
 
 class ClipProcessor(msgspec.Struct, frozen=True):
@@ -100,8 +89,12 @@ class ClipProcessor(msgspec.Struct, frozen=True):
                 f"{where} has resample={self.resample} and do_pad={self.do_pad}; served are "
                 f"{list(RESAMPLE)} and false"
             )
+        if self.do_resize and self._fixed is None and self._shortest_edge < 1:
+            raise ConfigurationError(
+                f"{where} has neither a shortest_edge nor a height and width, but {self.size}"
+            )
         wanted = (image_size, image_size)
-        got = self.crop if self.do_center_crop else self._fixed
+        got = self._crop if self.do_center_crop else self._fixed
         if got != wanted:
             raise ConfigurationError(
                 f"{where} makes pictures of {got or 'any size'}, but the vision tower takes "
@@ -131,30 +124,23 @@ class ClipProcessor(msgspec.Struct, frozen=True):
             resize = (
                 (scaled, self._shortest_edge) if width <= height else (self._shortest_edge, scaled)
             )
-        crop = self.crop if self.do_center_crop and self.crop != resize else None
+        crop = self._crop if self.do_center_crop and self._crop != resize else None
         return kind(resize=resize, tokens=tokens, crop=crop, resample=RESAMPLE[self.resample])
 
     @property
-    def crop(self) -> tuple[int, int] | None:
-        """(height, width) of ``crop_size``, pixels."""
-        if isinstance(self.crop_size, int):
-            return self.crop_size, self.crop_size
-        return _sides(self.crop_size)
+    def _shortest_edge(self) -> int:
+        """Pixels; 0: there is none."""
+        return self.size if isinstance(self.size, int) else self.size.shortest_edge or 0
 
     @property
     def _fixed(self) -> tuple[int, int] | None:
         """(height, width) that every picture is scaled to; None: it depends on the picture."""
-        if not self.do_resize or isinstance(self.size, int):
+        if not self.do_resize or isinstance(self.size, int) or self.size.shortest_edge:
             return None
-        return _sides(self.size)
+        return self.size.sides
 
     @property
-    def _shortest_edge(self) -> int:
-        edge = self.size if isinstance(self.size, int) else self.size.shortest_edge
-        return edge or math.inf  # type: ignore[return-value]
-
-
-def _sides(extent: Extent) -> tuple[int, int] | None:
-    if extent.height is None or extent.width is None:
-        return None
-    return extent.height, extent.width
+    def _crop(self) -> tuple[int, int] | None:
+        if isinstance(self.crop_size, int):
+            return self.crop_size, self.crop_size
+        return self.crop_size.sides

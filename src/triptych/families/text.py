@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
 
 from triptych.families.checkpoint import Checkpoint
+from triptych.families.fields import Positive
 from triptych.families.qwen_vl import read_config
-
-Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {"hidden_size": 4096, "max_position_embeddings": 2048},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -10,7 +10,22 @@ import torch
 from triptych.families.qwen_vl import ImageProcessor
 
 
-def normalisation_table(processor: ImageProcessor) -> torch.Tensor:
+class Normalisation(Protocol):
+    """The fields of an image processor that say what becomes of a pixel's value."""
+
+    @property
+    def do_rescale(self) -> bool: ...  # noqa: D102 - named as in preprocessor_config.json
+    @property
+    def do_normalize(self) -> bool: ...  # noqa: D102
+    @property
+    def rescale_factor(self) -> float: ...  # noqa: D102
+    @property
+    def image_mean(self) -> tuple[float, float, float]: ...  # noqa: D102
+    @property
+    def image_std(self) -> tuple[float, float, float]: ...  # noqa: D102
+
+
+def normalisation_table(processor: Normalisation) -> torch.Tensor:
     """What each of the 256 values of a uint8 channel becomes.
 
     The steps and their precisions are those of transformers' ``rescale`` (float64, then rounded

@@ -23,6 +23,7 @@ def load_weights(
     prefixes: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
+    unused: tuple[str, ...] = (),
 ) -> ModuleType:
     """A module with the weights that the checkpoint has for it, and nothing else read.
 
@@ -33,6 +34,8 @@ def load_weights(
         prefixes: What the weights' names may start with; the first that the checkpoint has counts.
         device: Where the module goes.
         dtype: Of the parameters. Buffers keep theirs.
+        unused: What the names of weights that the module does without may start with, behind the
+            prefix; others that it does without are logged.
 
     Returns:
         The module in evaluation mode; its parameters ask for no gradient.
@@ -48,7 +51,8 @@ def load_weights(
             f"the checkpoint {checkpoint.path} has no weights under {' or '.join(prefixes)}"
         )
     expected = module.state_dict()
-    if extra := {name.removeprefix(prefix) for name in checkpoint.names(prefix)} - set(expected):
+    present = {name.removeprefix(prefix) for name in checkpoint.names(prefix)}
+    if extra := {name for name in present - set(expected) if not name.startswith(unused)}:
         logger.warning("%s: weights not used: %s", checkpoint.path, ", ".join(sorted(extra)))
     weights = {}
     for name, tensor in checkpoint.tensors(prefix + name for name in expected):
