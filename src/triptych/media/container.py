@@ -82,6 +82,8 @@ def reading(wanted: str) -> Iterator[None]:
         ) from None
     except av.error.FFmpegError as error:
         raise MediaUnreadable(f"the {wanted} is broken: {error.strerror}") from error
+    except (AttributeError, ImportError, NameError):
+        raise  # ours: for the log, not for the caller
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise MediaUnreadable(f"the {wanted} cannot be read: {reason}") from error

@@ -5,16 +5,17 @@ RGB, ``PIL.Image.resize`` with the plan's filter, centre crop. Where the caller'
 it is laid over white. libjpeg-turbo through simplejpeg gives the same pixels as through Pillow and
 takes less time for it, so baseline JPEGs go that way, straight into the layout Pillow resizes.
 
-Fast mode lets libjpeg scale while it decodes and averages areas instead of the plan's filter.
+Fast mode (see `fast`) scales while it decodes and averages areas instead of the plan's filter.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image, PngImagePlugin
 
@@ -47,7 +48,13 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+SCRATCH_BYTES = 64 << 20
+"""A worker keeps at most this much memory from one picture to the next: 16 megapixels."""
+_room: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
 Image.MAX_IMAGE_PIXELS = None
+_core: Any = Image.core  # type: ignore[attr-defined]
+_core.set_blocks_max(SCRATCH_BYTES // _core.get_block_size())
 PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK
 
 
@@ -88,6 +95,8 @@ def load(
         raise
     except MemoryError:
         raise MediaTooLarge("decoding the image takes more memory than a worker may use") from None
+    except (AttributeError, ImportError, NameError):
+        raise  # ours, or Pillow's own: for the log, not for the caller
     except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
         raise MediaUnreadable(f"the {found.name} cannot be read: {_reason(error)}") from error
 
@@ -143,14 +152,32 @@ def _plain_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
-def _turbo(data: bytes | memoryview, **scaling: int) -> Image.Image | None:
-    """The JPEG decoded by libjpeg-turbo, mode RGBX; None: it has a flaw for Pillow to judge."""
+def _turbo(data: bytes | memoryview) -> Image.Image | None:
+    """The JPEG decoded by libjpeg-turbo; None: it has a flaw for Pillow to judge.
+
+    The picture lies in a buffer that the next call overwrites: fresh pages for every picture
+    would cost as much as half the decoding.
+    """
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGBX", **scaling)
+        pixels = simplejpeg.decode_jpeg(data, "RGBX", buffer=_scratch(data))
     except ValueError:
         return None
     height, width, _ = pixels.shape
-    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+    # As Image.frombuffer does for RGBX; Pillow keeps RGB in the same four bytes a pixel, and
+    # scales three of them in less time than four.
+    return Image.Image()._new(_core.map_buffer(pixels, (width, height), "raw", 0, ("RGB", 0, 1)))
+
+
+def _scratch(data: bytes | memoryview) -> npt.NDArray[np.uint8] | None:
+    """Room for the decoded picture; None: it is too large to keep room for."""
+    global _room
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    need = height * width * 4
+    if need > SCRATCH_BYTES:
+        return None
+    if _room.size < need:
+        _room = np.empty(need, np.uint8)
+    return _room
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -168,10 +195,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 def fit(picture: Image.Image, plan: ImagePlan | VideoPlan) -> Pixels:
     """Scale and crop an RGB or RGBX picture as ``transformers.image_transforms`` does."""
     height, width = plan.resize
-    pixels = np.asarray(picture.resize((width, height), _FILTERS[plan.resample]))[..., :3]
+    packed = picture.resize((width, height), _FILTERS[plan.resample]).tobytes("raw", "RGB")
+    pixels: Pixels = np.frombuffer(packed, np.uint8).reshape(height, width, 3)
     if plan.crop is not None:
-        pixels = _centre_crop(pixels, *plan.crop)
-    return np.ascontiguousarray(pixels)
+        pixels = np.ascontiguousarray(_centre_crop(pixels, *plan.crop))
+    return pixels
 
 
 def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -191,25 +219,25 @@ def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
 def _fast(
     image: Image.Image, data: bytes | memoryview, turn: Image.Transpose | None, plan: ImagePlan
 ) -> Pixels:
-    """Scaled decoding, areas averaged, turned last, when the picture is small."""
+    """Scaled as cheaply as can be, then turned upright, when it is small."""
+    from triptych.media import fast  # it imports FFmpeg, which exact mode has no use for
+
     height, width = plan.resize
     if turn in _SIDEWAYS:
         height, width = width, height
-    picture = None
-    if _plain_jpeg(image):
-        picture = _turbo(data, min_height=height, min_width=width)
-    if picture is None:
-        picture = _rgb(image)
-    picture = picture.resize((width, height), _area(picture, height, width))
+    pixels = fast.jpeg(data, image, height, width) if _plain_jpeg(image) else None
+    if pixels is not None and turn is None and plan.crop is None:
+        return pixels
+    if pixels is not None:
+        picture = Image.fromarray(pixels)
+    else:
+        picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
+        small = picture.height < 2 * height or picture.width < 2 * width
+        filter_ = Image.Resampling.BILINEAR if small else Image.Resampling.BOX
+        picture = picture.resize((width, height), filter_)
     if turn is not None:
         picture = picture.transpose(turn)
     return fit(picture, plan)  # of that size already: only the crop is left
-
-
-def _area(picture: Image.Image, height: int, width: int) -> Image.Resampling:
-    """Averaging areas needs areas: what hardly shrinks or grows is interpolated."""
-    shrinks = picture.height >= 2 * height and picture.width >= 2 * width
-    return Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
 
 
 def _reason(error: Exception) -> str:

@@ -77,8 +77,11 @@ class MediaLoader:
         self._fetches: Flights[Content | None] = Flights(self._joined)
         self._decodes: Flights[Loaded] = Flights(self._joined)
         memory = settings.media_worker_memory_mb * MIB
+        preload: tuple[str, ...] = ("triptych.media.image",)
+        if settings.image_mode == "fast":
+            preload += ("triptych.media.fast",)
         self._pool = WorkerPool(
-            Start(planner, settings, memory, ("triptych.media.image",)),
+            Start(planner, settings, memory, preload),
             size=settings.media_workers or min(MAX_WORKERS, os.cpu_count() or 1),
             max_queued=settings.max_queued_media,
             timeout_s=settings.decode_timeout_s,
@@ -215,7 +218,7 @@ class MediaLoader:
                 self._policy.open_file(url, max_bytes=limit) as handle,
                 open(handle, "rb", closefd=False) as file,
             ):
-                data = file.read(limit + 1)
+                data = file.read(min(limit, os.fstat(handle).st_size) + 1)
             if len(data) > limit:
                 raise MediaTooLarge(f"the file holds more than the limit of {limit} bytes")
             return Content(data, blake3.blake3(data).hexdigest())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import mmap
+import math
 import os
 import pickle
 import signal
@@ -13,7 +12,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ from triptych.errors import (
     TriptychError,
 )
 from triptych.media.base import Array
-from triptych.media.worker import MESSAGE_BYTES, SEALS, Answer, Job, Ready, Start, write_all
+from triptych.media.worker import MESSAGE_BYTES, Answer, Job, Ready, Start, read, write
 
 logger = logging.getLogger("triptych.media")
 
@@ -39,14 +38,22 @@ CANCEL_GRACE_S = 0.5
 """A worker whose caller went away may finish within this, which is cheaper than a new one."""
 RECYCLE_AFTER = 2000
 """Jobs after which a worker makes room for a fresh one: what a C library leaks ends there."""
-MAPPED_BYTES = 1 << 20
-"""From this size on an array stays in the worker's shared memory; below it is copied, because a
-mapping holds a descriptor open for as long as a cache holds the array."""
+KEPT_BYTES = 32 << 20
+"""Shared memory that a worker keeps from one job to the next: fresh pages cost time."""
+THREAD_BYTES = 4 << 20
+"""From this size on a copy is made in a thread, because it would hold up the event loop."""
 
-T = TypeVar("T")
+R = TypeVar("R")
 
 _ANSWERS = msgspec.msgpack.Decoder(Answer)
 _READY = msgspec.msgpack.Decoder(Ready)
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+"""glibc keeps what a picture took for the next one, where it would give it back and have the
+kernel clear fresh pages; that is a third of the time of a picture."""
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -74,9 +81,13 @@ class Worker:
     Created by `spawn`, ended by `stop`, which may be called again.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: socket.socket, inbox: int, outbox: int
+    ) -> None:
         self._process = process
         self._channel = channel
+        self._inbox = inbox
+        self._outbox = outbox
         self.jobs = 0
         self.confined = False
 
@@ -97,11 +108,15 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 cwd="/",
             )
-        worker = cls(process, ours)
+        inbox = os.memfd_create("triptych-inbox", os.MFD_CLOEXEC)
+        outbox = os.memfd_create("triptych-outbox", os.MFD_CLOEXEC)
+        worker = cls(process, ours, inbox, outbox)
         try:
+            pickled = pickle.dumps(start)
+            write(inbox, pickled)
+            socket.send_fds(ours, [str(len(pickled)).encode()], [inbox, outbox])
             async with asyncio.timeout(START_TIMEOUT_S):
-                worker._send(b"start", pickle.dumps(start))
-                message, _ = await worker._receive()
+                message = await worker._receive()
             worker.confined = _READY.decode(message).confined
         except BaseException as error:
             await worker.stop()
@@ -129,23 +144,11 @@ class Worker:
         """
         self.jobs += 1
         try:
-            self._send(_ENCODER.encode(job), data)
-            message, handles = await self._receive()
-        except OSError:
-            message, handles = b"", []
-        if not message:
-            raise MediaUnreadable(f"the decoder crashed on it ({await self._end()})")
-        answer = _ANSWERS.decode(message)
-        try:
-            if answer.fault:
-                logger.error("decoding %s failed:\n%s", job.kind, answer.fault)
-                raise InternalError(f"decoding the {job.kind} failed")
-            if answer.error:
-                raise TriptychError.parse(answer.error)
-            return _array(handles[0], answer), answer
+            return await self._call(job, data)
         finally:
-            for handle in handles:
-                os.close(handle)
+            for handle in (self._inbox, self._outbox):
+                if os.fstat(handle).st_size > KEPT_BYTES:
+                    os.ftruncate(handle, KEPT_BYTES)
 
     def kill(self) -> None:
         """End the process now; a call in progress fails."""
@@ -155,17 +158,29 @@ class Worker:
         """End the process, which has no call in progress, and wait for its end."""
         self._process.kill()
         await asyncio.to_thread(self._process.wait)
-        self._channel.close()
+        if self._channel.fileno() >= 0:
+            self._channel.close()
+            os.close(self._inbox)
+            os.close(self._outbox)
 
-    def _send(self, message: bytes, data: bytes) -> None:
-        handle = os.memfd_create("triptych-media", os.MFD_CLOEXEC)
+    async def _call(self, job: Job, data: bytes) -> tuple[Array, Answer]:
         try:
-            write_all(handle, data)
-            socket.send_fds(self._channel, [message], [handle])
-        finally:
-            os.close(handle)
+            await _moved(len(data), write, self._inbox, data)
+            self._channel.send(_ENCODER.encode(job))
+            message = await self._receive()
+        except OSError:
+            message = b""
+        if not message:
+            raise MediaUnreadable(f"the decoder crashed on it ({await self._end()})")
+        answer = _ANSWERS.decode(message)
+        if answer.fault:
+            logger.error("decoding %s failed:\n%s", job.kind, answer.fault)
+            raise InternalError(f"decoding the {job.kind} failed")
+        if answer.error:
+            raise TriptychError.parse(answer.error)
+        return await self._array(answer), answer
 
-    async def _receive(self) -> tuple[bytes, list[int]]:
+    async def _receive(self) -> bytes:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
         loop.add_reader(self._channel, _resolve, readable)
@@ -173,8 +188,16 @@ class Worker:
             await readable
         finally:
             loop.remove_reader(self._channel)
-        message, handles, *_ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1)
-        return message, handles
+        return self._channel.recv(MESSAGE_BYTES)
+
+    async def _array(self, answer: Answer) -> Array:
+        """The array in the outbox, copied and then checked against the worker's word."""
+        dtype = np.dtype(np.uint16 if answer.dtype == "bfloat16" else answer.dtype)
+        size = dtype.itemsize * math.prod(answer.shape)
+        data = await _moved(size, read, self._outbox, size)
+        if len(data) != size:
+            raise MediaUnreadable("the decoder broke on it")
+        return np.frombuffer(data, dtype).reshape(answer.shape)
 
     async def _end(self) -> str:
         """How the process ended, in words."""
@@ -294,7 +317,7 @@ class WorkerPool:
                 self._keep(worker.stop())
             self._slots.release()
 
-    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _keep(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Run ``work`` as a task that lives until it is done."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -307,19 +330,11 @@ class WorkerPool:
             task.exception()  # its caller may have gone away
 
 
-def _array(handle: int, answer: Answer) -> Array:
-    """The array in the shared memory that a worker sent; the worker's word is checked."""
-    dtype = np.dtype(np.uint16 if answer.dtype == "bfloat16" else answer.dtype)
-    size = os.fstat(handle).st_size
-    expected = dtype.itemsize * int(np.prod(answer.shape, dtype=np.int64))
-    if size != expected or fcntl.fcntl(handle, fcntl.F_GET_SEALS) & SEALS != SEALS:
-        raise MediaUnreadable("the decoder broke on it")
-    if size < MAPPED_BYTES:
-        buffer: bytes | mmap.mmap = os.pread(handle, size, 0)
-    else:
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        buffer = mmap.mmap(handle, size, flags=flags, prot=mmap.PROT_READ)
-    return np.frombuffer(buffer, dtype).reshape(answer.shape)
+async def _moved(size: int, move: Callable[..., R], *arguments: object) -> R:
+    """``move`` so many bytes, in a thread if they are many."""
+    if size < THREAD_BYTES:
+        return move(*arguments)
+    return await asyncio.to_thread(move, *arguments)
 
 
 def _resolve(readable: asyncio.Future[None]) -> None:
@@ -335,4 +350,4 @@ def _environment() -> dict[str, str]:
     """Ours, with the same import path and without threads that nobody asked for."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return os.environ | threads | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | threads | _ALLOCATOR | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}

@@ -86,8 +86,9 @@ def die_with_parent(parent: int) -> None:
 
 
 def limit_memory(nbytes: int) -> None:
-    """Let allocations beyond ``nbytes`` of private memory fail, and write no core dumps."""
+    """Let allocations beyond ``nbytes`` fail, end at so much shared memory, dump no core."""
     resource.setrlimit(resource.RLIMIT_DATA, (nbytes, nbytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -1,16 +1,16 @@
 """A decoding process: ``python -m triptych.media.worker FD PARENT``.
 
-It is given the planner and the settings once, then one medium at a time, each as a descriptor of
-shared memory, and answers with another. What comes back is data, never a pickle: the parent does
-not trust a process that has read strangers' files.
+It is given the planner and the settings once, and two pieces of shared memory that stay: the
+parent writes a file into the one, the worker an array into the other, and the parent copies it out
+before it looks at it. What comes back is data, never a pickle: the parent does not trust a process
+that has read strangers' files.
 
-    parent ──▶ Job + memfd(file)        one SOCK_SEQPACKET message each way
-    parent ◀── Answer + memfd(array)    sealed, so that it cannot shrink under a reader
+    parent ──▶ Job       file in the inbox       one SOCK_SEQPACKET message each way
+    parent ◀── Answer    array in the outbox
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import pickle
@@ -32,7 +32,6 @@ logger = logging.getLogger("triptych.media")
 
 MESSAGE_BYTES = 1 << 16
 """Of one Job or Answer; arrays and files travel beside them."""
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Start(NamedTuple):
@@ -52,7 +51,7 @@ class Job(msgspec.Struct, frozen=True):
     kind: str
     """Which decoder: ``image``, ``video``, ``audio``, ``embeddings`` or ``pickle``."""
     size: int
-    """Bytes of the file."""
+    """Bytes of the file, from the inbox's start."""
     options: MediaOptions
 
 
@@ -87,19 +86,17 @@ def main(descriptor: int, parent: int) -> None:
     """Serve until the parent hangs up."""
     sandbox.die_with_parent(parent)
     channel = socket.socket(fileno=descriptor)
-    _, handles, *_ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
-    start: Start = pickle.loads(_read(handles[0]))  # from the parent, which is us
+    message, (inbox, outbox), *_ = socket.recv_fds(channel, MESSAGE_BYTES, 2)
+    start: Start = pickle.loads(read(inbox, int(message)))  # from the parent, which is us
     for name in start.preload:
         __import__(name)
     sandbox.limit_memory(start.memory_bytes)
     channel.send(_ENCODER.encode(Ready(confined=sandbox.confine())))
     jobs = msgspec.msgpack.Decoder(Job)
-    while True:
-        message, handles, *_ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
-        if not message:
-            return
-        array, answer = _answer(jobs.decode(message), handles[0], start)
-        _send(channel, array, answer)
+    while message := channel.recv(MESSAGE_BYTES):
+        array, answer = _answer(jobs.decode(message), inbox, start)
+        write(outbox, np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        channel.send(_ENCODER.encode(answer))
 
 
 def decode(
@@ -148,11 +145,11 @@ def decode(
     )
 
 
-def _answer(job: Job, handle: int, start: Start) -> tuple[Array, Answer]:
+def _answer(job: Job, inbox: int, start: Start) -> tuple[Array, Answer]:
     """The array and its description, or an empty one and what was wrong."""
     nothing = np.empty(0, np.uint8)
     try:
-        array, answer = decode(job, _read(handle), start.planner, start.settings)
+        array, answer = decode(job, read(inbox, job.size), start.planner, start.settings)
     except TriptychError as error:
         return nothing, Answer(error=str(error))
     except Exception:
@@ -160,35 +157,19 @@ def _answer(job: Job, handle: int, start: Start) -> tuple[Array, Answer]:
     return array, msgspec.structs.replace(answer, shape=array.shape)
 
 
-def _send(channel: socket.socket, array: Array, answer: Answer) -> None:
-    handle = os.memfd_create("triptych-media", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        if array.nbytes:
-            write_all(handle, np.ascontiguousarray(array).data.cast("B"))
-        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, SEALS)
-        socket.send_fds(channel, [_ENCODER.encode(answer)], [handle])
-    finally:
-        os.close(handle)
-
-
-def write_all(handle: int, data: bytes | memoryview) -> None:
+def write(handle: int, data: bytes | memoryview) -> None:
     """Write ``data`` to shared memory from its start."""
     view, done = memoryview(data), 0
     while done < len(view):
         done += os.pwrite(handle, view[done:], done)
 
 
-def _read(handle: int) -> bytes:
-    try:
-        size = os.fstat(handle).st_size
-        parts, done = [], 0
-        while done < size:
-            part = os.pread(handle, size - done, done)
-            parts.append(part)
-            done += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-    finally:
-        os.close(handle)
+def read(handle: int, size: int) -> bytes:
+    """The first ``size`` bytes of shared memory, or fewer where it ends before."""
+    data = os.pread(handle, size, 0)
+    while len(data) < size and (part := os.pread(handle, size - len(data), len(data))):
+        data += part
+    return data
 
 
 if __name__ == "__main__":
