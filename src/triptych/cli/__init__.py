@@ -1,0 +1,193 @@
+"""The command ``triptych``.
+
+    triptych serve    start tritonserver with a model
+    triptych chat     ask a running server
+    triptych doctor   what is installed, and every setting in force
+    triptych version
+
+Exit codes: 0 it did what was asked; 1 the server or the request failed, with one line on stderr
+that says why; 2 the command line is wrong, a file on it included; 130 Ctrl-C.
+
+Each command imports what it needs when it runs, so that ``--help`` is there at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# typer brings a click of its own and exports no more of it than this child of its UsageError.
+UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    help="Multimodal chat on NVIDIA Triton Inference Server.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; ``sys.argv`` unless given.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = app(args=arguments, prog_name="triptych", standalone_mode=False)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "triptych"
+        _complain(f"{error.format_message().rstrip('.')}; see `{command} --help`")
+        return USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    return code if isinstance(code, int) else OK
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Every setting of the stages is a flag too, such as --max-model-len 4096 or "
+    "--allowed-local-media-path /data; `triptych doctor` lists them.",
+)
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option(metavar="DIR", help="Checkpoint in Hugging Face's layout.")
+    ] = "",
+    engine: Annotated[str, typer.Option(help="Chooses the ensemble chat_ENGINE.")] = "vllm",
+    model_repository: Annotated[
+        str, typer.Option(metavar="DIR", help="Triton's models; the clone's unless given.")
+    ] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535)] = 8002,
+    ready_timeout_s: Annotated[
+        float, typer.Option(min=1, help="Seconds from the start to the first answer.")
+    ] = 900.0,
+    log_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Write the server's whole log there too.")
+    ] = "",
+    log_verbose: Annotated[int, typer.Option(min=0, help="Triton's --log-verbose.")] = 0,
+) -> int:
+    """Start tritonserver with a model, until Ctrl-C or SIGTERM."""
+    from triptych.cli.serve import serve as run
+    from triptych.server import ServerOptions
+
+    return run(
+        ServerOptions(
+            model=model,
+            engine=engine,
+            model_repository=model_repository,
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            ready_timeout_s=ready_timeout_s,
+            log_file=log_file,
+            log_verbose=log_verbose,
+        ),
+        context.args,
+        _complain,
+    )
+
+
+@app.command()
+def chat(
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="What to ask; - reads it from stdin.")
+    ],
+    media: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MEDIA", help="Files and URLs of pictures, clips and sounds, in order."
+        ),
+    ] = None,
+    server: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="host:port, or http://host:port.")
+    ] = "",
+    http: Annotated[
+        bool, typer.Option("--http", help="Speak HTTP; without it, and without http://, gRPC.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="The ensemble that answers.")] = "chat_vllm",
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Length of the answer at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="For the whole answer.")
+    ] = None,
+    stream: Annotated[bool, typer.Option(help="Print the answer as it is written.")] = True,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print OpenAI's chunks, one a line; with --no-stream, one object."
+        ),
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Time to first token and speed, on stderr.")
+    ] = False,
+) -> int:
+    """Ask a running server about pictures, clips and sounds, or about nothing but words."""
+    from triptych.cli.chat import Question, ask, local_errors
+
+    if server and http and "://" not in server:
+        server = f"http://{server}"
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "timeout": timeout,
+    }
+    try:
+        asked = Question(
+            text=sys.stdin.read() if question == "-" else question,
+            media=media or [],
+            system=system,
+            server=server or ("http://localhost:8000" if http else "localhost:8001"),
+            model=model,
+            options={name: value for name, value in options.items() if value is not None},
+        )
+    except local_errors() as error:
+        _complain(str(error))
+        return USAGE
+    return ask(asked, stream=stream, as_json=as_json, stats=stats, complain=_complain)
+
+
+@app.command()
+def doctor(
+    model_repository: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Triton's models; the clone's unless given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Tell what is installed, what the machine has, and every setting in force with its source."""
+    from triptych.cli.doctor import examine, show
+
+    report = examine(model_repository)
+    show(report, as_json=as_json)
+    return FAILED if report.problems else OK
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    import triptych
+
+    typer.echo(f"triptych {triptych.__version__}")
+
+
+def _complain(text: str) -> None:
+    """One line for the person who must act on it."""
+    print(f"triptych: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201
