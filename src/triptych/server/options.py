@@ -36,8 +36,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the stages by name (see `triptych.settings`), over those in config.pbtxt."""
     ready_timeout_s: float = 900.0
     """From the start to the first answer, in seconds."""
-    exit_timeout_s: int = 10
-    """What requests under way may still take when the server is stopped, in seconds."""
+    exit_timeout_s: int = 30
+    """What requests under way, and then the engine, may take to end on a stop, in seconds."""
     log_file: str = ""
     """Where the whole log is written as well; empty: nowhere."""
     log_verbose: int = 0

@@ -26,8 +26,8 @@ POLL_S = 0.05
 """Between two looks at a server that loads."""
 WATCH_S = 0.5
 """Between two looks at a server that runs."""
-UNLOAD_S = 10.0
-"""For the models to be unloaded, after the requests under way have had their time."""
+KILL_AFTER_S = 10.0
+"""Past tritonserver's own timeout, before it is killed."""
 GREETING = msgspec.json.encode(
     {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
 )
@@ -183,7 +183,7 @@ class Server:
         """
         with self._stop_lock:
             if self._clean is None:
-                grace_s = self.options.exit_timeout_s + UNLOAD_S
+                grace_s = self.options.exit_timeout_s + KILL_AFTER_S
                 self._clean = self._process is None or self._process.stop(grace_s)
                 if self._log_file is not None:
                     self._log_file.close()
