@@ -31,7 +31,7 @@ class Alternative(msgspec.Struct, frozen=True):
     logprob: float
     """Natural logarithm of the probability."""
     raw: bytes | None = None
-    """The token's own bytes, where ``token`` cannot show them: a part of a character."""
+    """The token's own bytes, which may be a part of a character; None: those of ``token``."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     logprob: float
     """Natural logarithm of the probability."""
     raw: bytes | None = None
-    """The token's own bytes, where ``token`` cannot show them: a part of a character."""
+    """The token's own bytes, which may be a part of a character; None: those of ``token``."""
     top: tuple[Alternative, ...] = ()
     """``Sampling.top_logprobs`` of them, likeliest first."""
 

@@ -17,12 +17,12 @@ import array
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from triptych.contract import Prompt, Sampling
+from triptych.contract import Prompt
 from triptych.engines.base import (
     Alternative,
     Delta,
@@ -70,7 +70,8 @@ class EchoEngine(Engine):
             raise ContextTooLong(
                 f"a prompt of {prompt.length} tokens leaves no room in {self.context_length}"
             )
-        words, reason = _cut(self._answer(prompt, media), prompt.sampling, self.context_length)
+        room = min(prompt.sampling.max_tokens, self.context_length - prompt.length)
+        words, reason = _cut(self._answer(prompt, media), prompt.sampling.stop, room)
         ended = self._live[prompt.id] = asyncio.Event()
         slot = asyncio.ensure_future(self._slots.acquire())
         try:
@@ -119,13 +120,11 @@ def checksum(embeddings: torch.Tensor) -> int:
     return zlib.crc32(embeddings.contiguous().cpu().view(torch.uint8).numpy())
 
 
-def _cut(answer: str, sampling: Sampling, context_length: int) -> tuple[list[str], FinishReason]:
-    """The words of the answer up to a stop string or the limit of tokens, and which it was."""
-    starts = [start for stop in sampling.stop if (start := answer.find(stop)) >= 0]
+def _cut(answer: str, stops: Sequence[str], room: int) -> tuple[list[str], FinishReason]:
+    """The words of the answer up to a stop string, ``room`` of them at most, and why it ends."""
+    starts = [start for stop in stops if (start := answer.find(stop)) >= 0]
     words = _WORD.findall(answer[: min(starts)] if starts else answer) or [""]
-    if len(words) > sampling.max_tokens:
-        return words[: sampling.max_tokens], "length"
-    return words, "stop"
+    return (words[:room], "length") if len(words) > room else (words, "stop")
 
 
 def _delta(prompt: Prompt, word: str, count: int, reason: FinishReason | None) -> Delta:

@@ -25,6 +25,7 @@ from triptych.engines.base import (
     Usage,
     check_media,
 )
+from triptych.engines.token_bytes import token_bytes
 from triptych.engines.vllm_arguments import build_config, read_arguments
 from triptych.errors import (
     Cancelled,
@@ -102,7 +103,7 @@ class VllmEngine(Engine):
             async with aclosing(llm.generate(rendered, parameters, prompt.id)) as outputs:
                 async for output in outputs:
                     self._raise_if_aborted(prompt.id)
-                    delta = _delta(output, prompt, drawn)
+                    delta = _delta(output, prompt, drawn, llm.renderer.tokenizer)
                     drawn += delta.tokens
                     yield delta
         except TriptychError:
@@ -204,7 +205,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         raise InvalidRequest(str(error)) from None
 
 
-def _delta(output: RequestOutput, prompt: Prompt, drawn: int) -> Delta:
+def _delta(output: RequestOutput, prompt: Prompt, drawn: int, tokenizer: Any) -> Delta:
     """One output of vLLM, after ``drawn`` tokens.
 
     Raises:
@@ -225,19 +226,33 @@ def _delta(output: RequestOutput, prompt: Prompt, drawn: int) -> Delta:
     if completion.logprobs:
         pairs = zip(completion.token_ids, completion.logprobs, strict=False)
         logprobs = tuple(
-            _token_logprob(token, place, prompt.sampling.top_logprobs) for token, place in pairs
+            _token_logprob(token, place, prompt.sampling.top_logprobs, tokenizer)
+            for token, place in pairs
         )
     return Delta(completion.text, tokens, logprobs, reason, usage)
 
 
-def _token_logprob(token: int, place: dict[int, Logprob], top: int) -> TokenLogprob:
-    """The drawn token among vLLM's entries for its place, which are the likeliest and it."""
-    likeliest = sorted(place.values(), key=lambda entry: -entry.logprob)[:top]
-    drawn = place[token]
+def _token_logprob(token: int, place: dict[int, Logprob], top: int, tokenizer: Any) -> TokenLogprob:
+    """The drawn token among vLLM's entries for its place, which are the likeliest and it.
+
+    vLLM shows a token's text as it stands among those before it: the last byte of a character as
+    the whole of it. The token's own bytes come from the vocabulary.
+    """
+
+    def raw(other: int) -> bytes | None:
+        piece = tokenizer.convert_ids_to_tokens(other)
+        # Some models have more rows than their tokenizer has tokens.
+        return None if piece is None else token_bytes(piece)
+
+    likeliest = sorted(place, key=lambda other: -place[other].logprob)[:top]
     return TokenLogprob(
-        drawn.decoded_token or "",
-        drawn.logprob,
-        top=tuple(Alternative(entry.decoded_token or "", entry.logprob) for entry in likeliest),
+        place[token].decoded_token or "",
+        place[token].logprob,
+        raw(token),
+        tuple(
+            Alternative(place[other].decoded_token or "", place[other].logprob, raw(other))
+            for other in likeliest
+        ),
     )
 
 

@@ -1,0 +1,227 @@
+"""vLLM itself: the promises of every engine, and Hugging Face's tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer
+
+from babbler import make_babbler, make_reciter
+from engine_contract import SLOTS, EngineContract, long, words
+from generations import changed, collect, generation, picture, text
+from reference import HuggingFaceReference
+from triptych import families
+from triptych.engines.base import Engine
+from triptych.engines.vllm import VllmEngine
+from triptych.errors import Cancelled, ConfigurationError, Unavailable
+from triptych.families import Family
+from triptych.settings import DecodeSettings
+
+pytestmark = [
+    pytest.mark.engine,
+    # One loop for all tests, since the engine lives on the one that started it.
+    pytest.mark.asyncio(loop_scope="module"),
+    # vLLM's own warnings are not ours, and its process is a fork of this one.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def family(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return families.load(make_babbler(checkpoint, tmp_path_factory.mktemp("babbler") / "model"))
+
+
+@pytest.fixture(scope="module")
+def reference(family: Family) -> HuggingFaceReference:
+    return HuggingFaceReference(family.checkpoint.path)
+
+
+def vllm(family: Family, **settings: Any) -> VllmEngine:
+    model = str(family.checkpoint.path)
+    return VllmEngine(DecodeSettings(model=model, max_num_seqs=SLOTS, **settings), family)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(family: Family) -> AsyncIterator[Engine]:
+    engine = vllm(family)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+class TestVllm(EngineContract):
+    pass
+
+
+def drawn(width: int, height: int, colour: str = "red") -> Image.Image:
+    image = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), fill=colour)
+    return image
+
+
+PICTURES = {
+    "none": [],
+    "one": [drawn(120, 96)],
+    "tiny": [drawn(8, 8)],
+    "flat": [drawn(4000, 30)],
+    "large": [drawn(1600, 1200)],
+    "several": [drawn(120, 96), drawn(64, 200, "blue"), drawn(33, 57, "green")],
+    "the same twice": [drawn(120, 96), drawn(120, 96)],
+}
+
+
+@pytest.mark.parametrize("pictures", PICTURES.values(), ids=PICTURES)
+async def test_greedy_tokens_are_those_of_hugging_face(
+    engine: Engine, family: Family, reference: HuggingFaceReference, pictures: list[Image.Image]
+) -> None:
+    parts = [{"type": "image_url"}] * len(pictures)
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "Describe it."}]}]
+    ids, said = reference.generate(messages, pictures, 48)
+    prepared = reference.prepare(messages, pictures)
+    prompt, media = generation(
+        family,
+        prepared.compact_ids,
+        reference.embeddings(prepared),
+        prepared.grids,
+        max_tokens=48,
+        logprobs=True,
+    )
+    assert prompt.expanded() == prepared.input_ids
+    deltas = await collect(engine, prompt, media)
+
+    assert text(deltas) == said
+    assert deltas[-1].usage is not None
+    assert deltas[-1].usage.completion_tokens == len(ids)
+    assert deltas[-1].usage.prompt_tokens == len(prepared.input_ids)
+
+
+async def test_a_picture_seen_before_is_known_by_its_hash(engine: Engine, family: Family) -> None:
+    # Blocks of the cache are 128 tokens, and only whole ones are kept.
+    ids = words(family, pictures=1) + words(family) * 20
+    this, that = (
+        generation(family, ids, *zip(picture(family, seed), strict=True)) for seed in (98, 99)
+    )
+    first = await collect(engine, *this)
+    again = await collect(engine, changed(this[0]), this[1])
+    other = await collect(engine, *that)
+
+    cached = [
+        deltas[-1].usage.cached_tokens for deltas in (first, again, other) if deltas[-1].usage
+    ]
+    assert cached[1] >= 128
+    assert cached[0] == cached[2] == 0
+    assert text(first) == text(again) != text(other)
+
+
+async def test_seeds_differ(engine: Engine, family: Family) -> None:
+    prompt, _ = generation(family, words(family), temperature=1.0)
+    said = {text(await collect(engine, changed(prompt, seed=seed))) for seed in range(8)}
+    assert len(said) > 1
+
+
+async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_path: Path) -> None:
+    said = "é€😀"
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    cycle = tokenizer.encode(said).ids
+    assert len(cycle) == len(said.encode()), "a token for each byte"
+    family = families.load(make_reciter(checkpoint, tmp_path / "model", cycle))
+    engine = vllm(family)
+    await engine.start()
+    try:
+        prompt, _ = generation(family, cycle, max_tokens=2 * len(cycle), logprobs=True)
+        deltas = await collect(engine, prompt)
+        stopped = await collect(engine, changed(prompt, stop=("€",)))
+    finally:
+        await engine.stop()
+
+    assert text(deltas) == 2 * said
+    assert all(delta.text in {"", *said} for delta in deltas)
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert b"".join(entry.raw or entry.token.encode() for entry in entries) == 2 * said.encode()
+    assert text(stopped) == "é"
+
+
+async def test_unknown_engine_arguments_are_named(family: Family, tmp_path: Path) -> None:
+    file = tmp_path / "engine.json"
+    file.write_text(json.dumps({"max_model_length": 64}))
+    engine = vllm(family, engine_args=str(file))
+    with pytest.raises(ConfigurationError, match=r"'max_model_length'.*'max_model_len'"):
+        await engine.start()
+    await engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "No such file"), ("{", "truncated"), ("[1]", "array"), ('{"dtype": "int3"}', "int3")],
+)
+async def test_wrong_engine_arguments_are_named(
+    family: Family, tmp_path: Path, content: str | None, named: str
+) -> None:
+    file = tmp_path / "engine.json"
+    if content is not None:
+        file.write_text(content)
+    engine = vllm(family, engine_args=str(file))
+    with pytest.raises(ConfigurationError, match=named):
+        await engine.start()
+
+
+async def test_an_engine_that_dies_is_reported_and_can_be_stopped(
+    family: Family, tmp_path: Path
+) -> None:
+    file = tmp_path / "engine.json"
+    file.write_text(json.dumps({"max_model_len": 1024}))
+    before = children()
+    engine = vllm(family, engine_args=str(file))
+    await engine.start()
+    assert engine.context_length == 1024, "the user's argument did not overrule ours"
+    [process] = children() - before
+    case = generation(family, words(family) * 20, max_tokens=500)
+    running = asyncio.create_task(collect(engine, *case))
+    await asyncio.sleep(0.1)
+    os.kill(process, signal.SIGKILL)
+
+    with pytest.raises(Unavailable, match="died"):
+        await asyncio.wait_for(running, 10)
+    with pytest.raises(Unavailable, match="died"):
+        await engine.health()
+    with pytest.raises(Unavailable, match="died"):
+        await collect(engine, *generation(family, words(family)))
+    await engine.stop()
+    await engine.stop()
+    assert not children() - before
+
+
+async def test_stop_ends_what_runs_and_leaves_no_process(family: Family) -> None:
+    before = children()
+    engine = vllm(family)
+    await engine.start()
+    assert children() - before
+    tasks = [asyncio.create_task(collect(engine, *long(family))) for _ in range(SLOTS + 1)]
+    await asyncio.sleep(0.1)
+    await engine.stop()
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(end, Cancelled | Unavailable)
+    assert not children() - before
+    with pytest.raises(Unavailable):
+        await engine.health()
+
+
+def children() -> set[int]:
+    """Living processes under this one, but for Python's resource tracker, which has none's data."""
+    found = psutil.Process().children(recursive=True)
+    return {
+        child.pid
+        for child in found
+        if child.status() != psutil.STATUS_ZOMBIE
+        and not any("resource_tracker" in part for part in child.cmdline())
+    }
