@@ -78,28 +78,22 @@ def test_nothing_is_left_after_stop(options):
         assert server.stop() is True
 
 
-def test_ready_means_that_the_ensemble_answers(options):
-    with Server(options) as server:
-        server.wait_ready()
-        body = {"messages": [{"role": "user", "content": "Is anybody there?"}]}
-        answer = httpx.post(
-            f"http://127.0.0.1:{server.http_port}/v2/models/chat_echo/generate",
-            json={"REQUEST": json.dumps(body)},
-            trust_env=False,
-        )
-        assert answer.status_code == 200
-        chunk = json.loads(answer.json()["CHUNK"])
-        assert chunk["object"] == "chat.completion.chunk"
+def test_ready_means_that_the_ensemble_answers(echo_server):
+    body = {"messages": [{"role": "user", "content": "Is anybody there?"}]}
+    answer = httpx.post(
+        f"http://127.0.0.1:{echo_server.http_port}/v2/models/chat_echo/generate",
+        json={"REQUEST": json.dumps(body)},
+        trust_env=False,
+    )
+    assert answer.status_code == 200
+    assert json.loads(answer.json()["CHUNK"])["object"] == "chat.completion.chunk"
 
 
-def test_it_listens_on_loopback_alone(options):
-    with Server(options) as server:
-        server.wait_ready()
-        sockets = psutil.Process(server.pid).net_connections(kind="inet")
-        listening = {entry.laddr for entry in sockets if entry.status == psutil.CONN_LISTEN}
-        addresses = {address.ip.removeprefix("::ffff:") for address in listening}
-        assert addresses == {"127.0.0.1"}
-        assert {address.port for address in listening} == set(server.ports.values())
+def test_it_listens_on_loopback_alone(echo_server):
+    sockets = psutil.Process(echo_server.pid).net_connections(kind="inet")
+    listening = {entry.laddr for entry in sockets if entry.status == psutil.CONN_LISTEN}
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    assert {address.port for address in listening} == set(echo_server.ports.values())
 
 
 def test_a_stop_while_it_loads_leaves_nothing(options):
