@@ -73,9 +73,9 @@ def mel_filters(n_fft: int, bands: int, sampling_rate: int) -> Floats:
     bins = np.linspace(0, sampling_rate // 2, 1 + n_fft // 2)
     slopes = edges[None] - bins[:, None]
     widths = np.diff(edges)
-    triangles = np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:])
-    areas: Floats = 2.0 / (edges[2:] - edges[:-2])
-    return np.maximum(0.0, triangles) * areas
+    slanted = np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:])
+    triangles: Floats = np.maximum(0.0, slanted)
+    return triangles * (2.0 / (edges[2:] - edges[:-2]))
 
 
 def _mel(hertz: float) -> float:
