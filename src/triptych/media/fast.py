@@ -1,6 +1,6 @@
 """Pictures in less time: JPEGs scaled while they are decoded, areas averaged instead of bicubic.
 
-What shrinks to half or less is scaled by libjpeg's inverse DCT, which then has less to do. What
+What shrinks to a third or less is scaled by libjpeg's inverse DCT, which then has less to do. What
 does not stays in YCbCr until FFmpeg's scaler makes it RGB at its final size, in one pass. A JPEG
 that either of them finds flawed is left to the exact path, so that both modes refuse the same.
 """
@@ -18,6 +18,8 @@ from PIL import Image
 from triptych.media.base import Pixels
 
 _CODEC_OPTIONS = {"err_detect": "explode"}
+REDUCING_GAP = 1.5
+"""What is left to shrink after decoding, at least: the coarse step must not show."""
 MAX_REDUCTION = 8
 """Of libjpeg's fast inverse DCTs, which are 1/2, 1/4 and 1/8."""
 
@@ -31,14 +33,11 @@ def jpeg(data: bytes | memoryview, picture: Image.Image, height: int, width: int
         height: In pixels.
         width: In pixels.
     """
-    if picture.mode != "RGB":
+    if picture.mode != "RGB" or picture.size == (width, height):
         return None
+    shrinks = min(picture.height / height, picture.width / width)
     reduction = 1
-    while (
-        reduction < MAX_REDUCTION
-        and picture.height >= 2 * reduction * height
-        and picture.width >= 2 * reduction * width
-    ):
+    while reduction < MAX_REDUCTION and shrinks >= 2 * reduction * REDUCING_GAP:
         reduction *= 2
     try:
         frame = _reduced(data, picture, reduction) if reduction > 1 else _planes(data)
