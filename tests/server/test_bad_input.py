@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Any, str, str, str]] = {
     "a URL of a wrong type": (showing(9), "invalid_value", URL_PATH, "9"),
     "truncated JPEG": (showing(uri(JPEG[:300], "image/jpeg")), "media_unreadable", URL_PATH, ""),
     "a text file called .png": (showing(uri(b"just some text")), "media_type", URL_PATH, ""),
-    "an empty picture": (showing("data:image/png;base64,"), "media_unreadable", URL_PATH, ""),
+    "an empty picture": (showing("data:image/png;base64,"), "media_type", URL_PATH, ""),
     "broken base64": (showing("data:image/png;base64,@@@"), "media_unreadable", URL_PATH, ""),
     "a file": (showing("file:///etc/passwd"), "media_forbidden", URL_PATH, ""),
     "an address of this machine": (

@@ -40,11 +40,15 @@ def check(
 ) -> None:
     """Both answer the conversation; tokens, text and counts must agree."""
     said = client.chat(messages, stream=False, temperature=0, max_tokens=MAX_TOKENS, logprobs=True)
-    expected = reference.generate(messages, list(pictures), max_new_tokens=MAX_TOKENS)
-    assert said.text == expected.text
+    ids, text = reference.generate(messages, list(pictures), max_new_tokens=MAX_TOKENS)
+    tokens = [reference.tokenizer.decode([token]) for token in ids]
+
+    assert said.text == text
+    assert [entry.token for entry in said.logprobs or ()] == tokens
     assert said.usage is not None
-    assert said.usage.prompt_tokens == expected.prompt_tokens
-    assert said.usage.completion_tokens == len(expected.token_ids)
+    assert said.usage.completion_tokens == len(ids)
+    prompt = reference.prepare(messages, list(pictures)).input_ids
+    assert said.usage.prompt_tokens == len(prompt)
 
 
 def test_without_a_picture(client: Client, reference: HuggingFaceReference) -> None:
