@@ -40,7 +40,7 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     """-1: any extent. A batch dimension of the encoder is among them."""
     optional: bool = False
-    """An input that an ensemble need not give."""
+    """An ensemble need not wire it into decode: the ticket says where the bytes are."""
 
 
 TENSORS: dict[str, TensorSpec] = {

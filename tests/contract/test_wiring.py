@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.configs import CONFIGS, ENSEMBLES, shape
+from triptych.contract import MODELS, TENSORS
 
 pytestmark = pytest.mark.parametrize("name", ENSEMBLES)
 
@@ -40,9 +41,10 @@ def test_maps_name_tensors_of_the_steps_model(name):
         assert set(step.output_map) <= set(tensors(step.model_name, "output"))
 
 
-def test_inputs_that_are_not_optional_are_wired(name):
+def test_what_the_contract_asks_for_is_wired(name):
     for step in ENSEMBLES[name].ensemble_scheduling.step:
-        needed = {tensor.name for tensor in CONFIGS[step.model_name].input if not tensor.optional}
+        inputs, _ = MODELS[step.model_name.partition("_")[0]]
+        needed = {tensor for tensor in inputs if not TENSORS[tensor].optional}
         assert needed <= set(step.input_map), step.model_name
 
 

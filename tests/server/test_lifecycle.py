@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -150,22 +151,34 @@ def test_a_tritonserver_that_dies_is_noticed_and_its_stubs_end(options):
     assert not regions(server.shm_prefix)
 
 
-def test_a_plain_tritonserver_serves_the_same_repository(checkpoint, echo_repository, tmp_path):
+def plain_command(readme):
+    """README's command line for a plain tritonserver, as words."""
+    (block,) = (block for block in readme.split("```") if " tritonserver \\\n" in block)
+    line = block.replace("\\\n", " ").strip().splitlines()[-1]
+    return shlex.split(line)
+
+
+def test_the_readmes_plain_tritonserver_serves(
+    repository_root, checkpoint, echo_repository, tmp_path
+):
+    setting, program, *flags = plain_command((repository_root / "README.md").read_text())
+    assert setting.startswith("TRIPTYCH_MODEL=")
+    assert program == "tritonserver"
+    assert "--model-repository=model_repository" in flags
+    flags = [flag.replace("chat_vllm", "chat_echo") for flag in flags]
     ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
-    log = tmp_path / "tritonserver.log"
     prefix = f"plain_{os.getpid()}_"
+    log = tmp_path / "tritonserver.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [
-                Path(sys.executable).with_name("tritonserver"),
-                f"--model-repository={echo_repository}",
-                "--model-control-mode=explicit",
-                "--load-model=chat_echo",
-                "--disable-auto-complete-config",
+                Path(sys.executable).with_name(program),
+                *flags,
                 f"--backend-config=python,shm-region-prefix-name={prefix}",
                 *(f"--{name}-port={port}" for name, port in ports.items()),
                 *(f"--{name}-address=127.0.0.1" for name in ports),
             ],
+            cwd=echo_repository.parent,
             env={**os.environ, "TRIPTYCH_MODEL": str(checkpoint)},
             stdout=output,
             stderr=output,
