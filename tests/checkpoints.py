@@ -34,6 +34,7 @@ VISION = {
     "patch_size": 14,
     "projection_dim": 64,
 }
+VIDEO_VISION = {**VISION, "patch_size": 7}
 TEXT = {
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -112,10 +113,10 @@ def tiny_llava(path: Path, **fields: Any) -> Path:
 
 
 def tiny_llava_next_video(path: Path, **fields: Any) -> Path:
-    """LLaVA-NeXT-Video: 4 tokens a frame; ``fields`` go over those of config.json."""
+    """LLaVA-NeXT-Video: 16 tokens a frame; ``fields`` go over those of config.json."""
     tokens = _write_tokenizer(path, ["<image>", "<video>"], VICUNA_TEMPLATE)
     config = transformers.LlavaNextVideoConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION),
+        vision_config=transformers.CLIPVisionConfig(**VIDEO_VISION),
         text_config=transformers.LlamaConfig(**TEXT, **_ids(tokens)),
         image_token_index=tokens["<image>"],
         video_token_index=tokens["<video>"],
@@ -140,7 +141,7 @@ def tiny_llava_next_video(path: Path, **fields: Any) -> Path:
         processor_class="LlavaNextVideoProcessor",
         image_token="<image>",
         video_token="<video>",
-        patch_size=VISION["patch_size"],
+        patch_size=VIDEO_VISION["patch_size"],
         num_additional_image_tokens=1,
         vision_feature_select_strategy="default",
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoints import IMAGE_SIZE, VISION, tiny_llava_next_video
+from checkpoints import IMAGE_SIZE, VIDEO_VISION, tiny_llava_next_video
 from triptych import families
 from triptych.contract import Item, TicketItem, VideoPlan
 from triptych.encode import Encoder
@@ -21,8 +21,8 @@ from triptych.media.image import fit
 from triptych.settings import EncoderSettings
 
 CPU = torch.device("cpu")
-FRAME_TOKENS = 4
-ROW = 3 * 28 * 28
+FRAME_TOKENS = 16
+ROW = 3 * 14 * 14
 """Bytes of pixels that are one token's."""
 
 
@@ -66,7 +66,7 @@ def clip(frames, seed=0):
     return Item("video", f"#{seed}", "uint8", shape, 0, frames * FRAME_TOKENS), pixels
 
 
-def ticket(shape=(8, ROW), modality="video", dtype="uint8"):
+def ticket(shape=(32, ROW), modality="video", dtype="uint8"):
     return TicketItem(modality, "#", dtype, shape, 0)
 
 
@@ -99,7 +99,7 @@ def test_tokens_are_those_that_transformers_model_makes(hf, family, directory):
 
 def test_plan_names_both_sizes(family):
     assert family.plan_video(8, 90, 120, 2.0) == VideoPlan(
-        resize=(56, 74), tokens=32, crop=(56, 56)
+        resize=(56, 74), tokens=128, crop=(56, 56)
     )
     with pytest.raises(MediaError, match="the limit is 200"):
         family.plan_video(8, 1, 900, 2.0)
@@ -126,13 +126,13 @@ def test_frames_come_through_the_encoder_as_they_went_in(family):
 @pytest.mark.parametrize(
     ("item", "tensor", "error"),
     [
-        (ticket(modality="image"), torch.zeros(8, ROW).byte(), UnsupportedMedium),
-        (ticket((7, ROW)), torch.zeros(7, ROW).byte(), InvalidValue),
+        (ticket(modality="image"), torch.zeros(32, ROW).byte(), UnsupportedMedium),
+        (ticket((31, ROW)), torch.zeros(31, ROW).byte(), InvalidValue),
         (ticket((0, ROW)), torch.zeros(0, ROW).byte(), InvalidValue),
-        (ticket((8, 128)), torch.zeros(8, 128).byte(), InvalidValue),
-        (ticket(), torch.zeros(4, ROW).byte(), InvalidValue),
-        (ticket(), torch.zeros(8, ROW), InvalidValue),
-        (ticket(dtype="float32"), torch.zeros(8, ROW).byte(), InvalidValue),
+        (ticket((32, 128)), torch.zeros(32, 128).byte(), InvalidValue),
+        (ticket(), torch.zeros(16, ROW).byte(), InvalidValue),
+        (ticket(), torch.zeros(32, ROW), InvalidValue),
+        (ticket(dtype="float32"), torch.zeros(32, ROW).byte(), InvalidValue),
     ],
 )
 def test_frames_that_the_engine_must_not_see_are_refused(family, item, tensor, error):
@@ -142,7 +142,7 @@ def test_frames_that_the_engine_must_not_see_are_refused(family, item, tensor, e
 
 
 def test_one_clip_a_request(family):
-    rows = torch.zeros(8, ROW).byte()
+    rows = torch.zeros(32, ROW).byte()
     with pytest.raises(InvalidValue, match="takes 1 video a request, got 2"):
         family.embedding_inputs([ticket(), ticket()], [rows, rows])
     with pytest.raises(InvalidValue, match="1 items and 0 tensors"):
@@ -157,11 +157,11 @@ def test_one_clip_a_request(family):
     ("item", "error"),
     [
         (Item("image", "", "uint8", (56, 56, 3), 0, 16), UnsupportedMedium),
-        (Item("video", "", "float32", (2, 56, 56, 3), 0, 8), InvalidValue),
-        (Item("video", "", "uint8", (2, 56, 57, 3), 0, 8), InvalidValue),
-        (Item("video", "", "uint8", (2, 56, 56, 3), 0, 9), InvalidValue),
+        (Item("video", "", "float32", (2, 56, 56, 3), 0, 32), InvalidValue),
+        (Item("video", "", "uint8", (2, 56, 57, 3), 0, 32), InvalidValue),
+        (Item("video", "", "uint8", (2, 56, 56, 3), 0, 33), InvalidValue),
         (Item("video", "", "uint8", (0, 56, 56, 3), 0, 0), InvalidValue),
-        (Item("video", "", "uint8", (2, 56, 56, 3), 0, 8, (2, 2, 2)), InvalidValue),
+        (Item("video", "", "uint8", (2, 56, 56, 3), 0, 32, (2, 2, 2)), InvalidValue),
         (Item("video", "", "uint8", (), 0, 0), InvalidValue),
         (Item("video", "", "float32", (8, 128), 0, 8, precomputed=True), UnsupportedMedium),
     ],
@@ -180,8 +180,9 @@ def test_item_that_fits_is_taken(family):
     [
         ("config.json", {"spatial_pool_mode": "conv"}, "spatial_pool_mode"),
         ("config.json", {"vision_feature_select_strategy": "full"}, "select_strategy"),
-        ("config.json", {"spatial_pool_stride": 3}, "56 pixels a side .* tokens of 42"),
-        ("config.json", {"vision_config": {**VISION, "patch_size": 16}}, "tokens of 32"),
+        ("config.json", {"spatial_pool_stride": 3}, "56 pixels a side .* tokens of 21"),
+        ("config.json", {"vision_config": {**VIDEO_VISION, "patch_size": 16}}, "tokens of 32"),
+        ("config.json", {"vision_config": {**VIDEO_VISION, "patch_size": 14}}, "vLLM cannot pool"),
         ("video_preprocessor_config.json", {"do_center_crop": False}, "any size"),
         ("video_preprocessor_config.json", {"crop_size": 28}, r"\(28, 28\)"),
     ],

@@ -69,6 +69,12 @@ class LlavaNextVideo(Family):
                 f"{where}: frames of {vision.image_size} pixels a side do not fall into tokens of "
                 f"{side}"
             )
+        if vision.image_size < vision.patch_size**2:
+            # vLLM's pooling multiplies and divides by that quotient, and ends when it is 0.
+            raise ConfigurationError(
+                f"{where}: frames of {vision.image_size} pixels a side are less than patches of "
+                f"{vision.patch_size} squared, which vLLM cannot pool"
+            )
         where = f"{checkpoint.path}: the video processor"
         self.processor = read_config(ClipProcessor, checkpoint.video_processor, where)
         self.processor.check(vision.image_size, where)

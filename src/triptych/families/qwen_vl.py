@@ -1,71 +1,36 @@
 """What the Qwen-VL families have in common: dynamic resolution, grids, placeholders.
 
-A picture is scaled so that both sides are multiples of ``patch_size × merge_size`` and its area
-lies between ``min_pixels`` and ``max_pixels``; each square of ``merge_size²`` patches becomes one
-token. ``grid_thw`` counts patches in time, height and width before they are merged.
+Pictures and clips are scaled as `triptych.families.qwen_processors` says; each square of
+``merge_size²`` patches becomes one token. ``grid_thw`` counts patches in time, height and width
+before they are merged.
 """
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
-
-from triptych.contract import GridTHW, ImagePlan, Item, Modality, TicketItem
-from triptych.errors import ConfigurationError, InvalidValue, MediaError, UnsupportedMedium
-from triptych.families.base import Family
+from triptych.contract import GridTHW, ImagePlan, Item, Modality, TicketItem, VideoPlan
+from triptych.errors import ConfigurationError, InvalidValue, UnsupportedMedium
+from triptych.families.base import Family, Tower
 from triptych.families.checkpoint import Checkpoint
+from triptych.families.qwen_processors import (
+    ImageProcessor,
+    VideoProcessor,
+    read_config,
+    read_processor,
+)
 
 if TYPE_CHECKING:
     import torch
 
-MAX_ASPECT_RATIO = 200
-"""Longer side over shorter; Hugging Face's processor refuses more."""
+__all__ = ["QwenVL", "read_config"]
 
-Resample = Literal["bicubic", "bilinear", "lanczos"]
-_RESAMPLE: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""PIL's numbers, which preprocessor_config.json holds."""
+PREFIXES = ("visual.", "model.visual.")
+"""What the tower's weights start with, on the hub and as transformers 5 saves them."""
 
 _PLACEHOLDERS: dict[Modality, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-
-ConfigType = TypeVar("ConfigType", bound=msgspec.Struct)
-
-
-class PixelSize(msgspec.Struct, frozen=True):
-    """``size`` as Qwen-VL means it: areas in pixels, whatever the names say."""
-
-    shortest_edge: int = 56 * 56
-    longest_edge: int = 28 * 28 * 1280
-
-
-class ImageProcessor(msgspec.Struct, frozen=True):
-    """preprocessor_config.json; the defaults are those of transformers' Qwen2VLImageProcessor."""
-
-    do_resize: bool = True
-    do_rescale: bool = True
-    do_normalize: bool = True
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    resample: int = 3
-    size: PixelSize = PixelSize()
-    min_pixels: int | None = None
-    """Overrules ``size.shortest_edge``."""
-    max_pixels: int | None = None
-    """Overrules ``size.longest_edge``."""
-    patch_size: int = 14
-    """Pixels along a side."""
-    temporal_patch_size: int = 2
-    """Frames; a picture is repeated to fill them."""
-    merge_size: int = 2
-    """Patches along the side of a token."""
-
-    @property
-    def factor(self) -> int:
-        """Pixels along the side of a token."""
-        return self.patch_size * self.merge_size
 
 
 class QwenVL(Family):
@@ -204,57 +169,6 @@ class QwenVL(Family):
                 f"a grid of {grid} makes {self._tokens(grid)} tokens, got {tokens} embeddings"
             )
         return grid
-
-
-def smart_resize(
-    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
-    """The size to scale a picture to, exactly as transformers' ``smart_resize`` has it.
-
-    Args:
-        height: Pixels.
-        width: Pixels.
-        factor: Both sides of the answer are multiples of it.
-        min_pixels: Least area of the answer.
-        max_pixels: Greatest area of the answer, unless one side is down to ``factor``.
-
-    Returns:
-        (height, width), pixels.
-
-    Raises:
-        MediaError: A side is empty, or one is more than `MAX_ASPECT_RATIO` times the other.
-    """
-    if min(height, width) < 1:
-        raise MediaError(f"a picture of {width}×{height} pixels is empty")
-    ratio = max(height, width) / min(height, width)
-    if ratio > MAX_ASPECT_RATIO:
-        raise MediaError(
-            f"a picture of {width}×{height} pixels has an aspect ratio of {ratio:.1f}, "
-            f"the limit is {MAX_ASPECT_RATIO}"
-        )
-    new_height = round(height / factor) * factor
-    new_width = round(width / factor) * factor
-    if new_height * new_width > max_pixels:
-        shrink = math.sqrt((height * width) / max_pixels)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        new_height = math.ceil(height * grow / factor) * factor
-        new_width = math.ceil(width * grow / factor) * factor
-    return new_height, new_width
-
-
-def read_config(kind: type[ConfigType], raw: Mapping[str, Any], what: str) -> ConfigType:
-    """``raw`` as ``kind``; nulls are defaults, fields that ``kind`` has not are passed over.
-
-    Raises:
-        ConfigurationError: A field is missing or of the wrong type; ``what`` names the file.
-    """
-    try:
-        return msgspec.convert({key: v for key, v in raw.items() if v is not None}, kind)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{what}: {error}") from None
 
 
 def _positive(checkpoint: Checkpoint, field: str) -> int:
