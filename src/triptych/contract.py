@@ -89,7 +89,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """Hex digest of the content and of every setting that changes the embeddings."""
     dtype: DType
     shape: tuple[int, ...]
-    """image: (height, width, 3) · video: (frames, height, width, 3) · audio: (mels, frames) ·
+    """image: (height, width, 3) · video: (frames, height, width, 3) · audio: (samples,) ·
     precomputed embeddings: (tokens, width)."""
     offset: int
     """Bytes from the start of MEDIA."""

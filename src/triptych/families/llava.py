@@ -12,8 +12,7 @@ from triptych.errors import ConfigurationError, InvalidValue, UnsupportedMedium
 from triptych.families.base import Family, Tower
 from triptych.families.checkpoint import Checkpoint
 from triptych.families.clip import ClipProcessor, ClipVisionConfig
-from triptych.families.fields import Activation
-from triptych.families.qwen_vl import read_config
+from triptych.families.fields import Activation, read_config
 from triptych.families.text import text_config
 
 if TYPE_CHECKING:

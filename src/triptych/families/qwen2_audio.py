@@ -17,8 +17,7 @@ from triptych.errors import (
 )
 from triptych.families.base import Family, Tower
 from triptych.families.checkpoint import Checkpoint
-from triptych.families.fields import Activation, Positive, Zero
-from triptych.families.qwen_vl import read_config
+from triptych.families.fields import Activation, Positive, Zero, read_config
 from triptych.families.text import text_config
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from triptych.families.checkpoint import Checkpoint
-from triptych.families.fields import Positive
-from triptych.families.qwen_vl import read_config
+from triptych.families.fields import Positive, read_config
 
 DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {"hidden_size": 4096, "max_position_embeddings": 2048},
