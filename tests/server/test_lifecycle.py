@@ -237,7 +237,7 @@ class Command:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
 
     def wait_ready(self):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while "ready" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -289,12 +289,21 @@ def test_a_second_signal_stops_serve_at_once(serve):
     assert gone(command.family, command.prefix, within=0)
 
 
-def test_serve_that_is_killed_takes_tritonserver_with_it(serve):
-    command = serve()
+@pytest.mark.parametrize("engine", ["echo", "vllm"])
+def test_serve_that_is_killed_takes_tritonserver_with_it(serve, engine):
+    command = serve(engine=engine)
     command.wait_ready()
     command.process.kill()
     command.process.wait(5)
-    assert gone(command.family, command.prefix, within=20)
+    assert gone(command.family, command.prefix, within=45)
+
+
+def test_a_tritonserver_that_is_killed_takes_the_engines_processes_with_it(serve):
+    command = serve(engine="vllm")
+    command.wait_ready()
+    command.server.kill()
+    assert command.process.wait(20) == 1
+    assert gone(command.family, command.prefix, within=0)
 
 
 def test_serve_ends_when_tritonserver_dies(serve):
