@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from triptych.families.clip import ClipVisionConfig
 from triptych.families.towers.activations import ACTIVATIONS
@@ -73,14 +73,22 @@ class Embeddings(nn.Module):
     def __init__(self, config: ClipVisionConfig) -> None:
         super().__init__()
         size = config.patch_size
+        self.grid = config.grid
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, size, stride=size, bias=False)
         self.position_embedding = nn.Embedding(config.grid**2 + 1, config.hidden_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(pictures, 3, height, width) → (pictures, 1 + patches, hidden)."""
-        patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))
-        patches = patches.flatten(2).transpose(1, 2)
+        weight = self.patch_embedding.weight
+        side, size = self.grid, weight.shape[-1]
+        cut = pixels[:, :, : side * size, : side * size].to(weight.dtype)
+        # A convolution whose stride is its kernel is a linear map of each patch. On a GPU this is
+        # exact in float32, where a convolution would be TensorFloat-32.
+        blocks = cut.unflatten(3, (side, size)).unflatten(2, (side, size))
+        patches = linear(
+            blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), weight.flatten(1)
+        )
         first = self.class_embedding.expand(patches.shape[0], 1, -1)
         hidden = torch.cat([first, patches], dim=1)
         return cast(torch.Tensor, hidden + self.position_embedding.weight)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, linear, pad
 
 from triptych.contract import Item
 from triptych.families.towers.activations import ACTIVATIONS
@@ -85,9 +85,25 @@ class AudioEncoder(nn.Module):
 
     def _convolved(self, mel: torch.Tensor, length: int) -> torch.Tensor:
         """(bands, frames) → (length, d_model), with positions."""
-        mel = mel.to(self.conv1.weight.dtype)[None]
-        hidden = gelu(self.conv2(gelu(self.conv1(mel))))[0, :, :length].T
+        hidden = gelu(convolve(mel.T.to(self.conv1.weight.dtype), self.conv1))
+        hidden = gelu(convolve(hidden, self.conv2))[:length]
         return cast(torch.Tensor, hidden + self.embed_positions.weight[:length])
+
+
+def convolve(steps: torch.Tensor, layer: nn.Conv1d) -> torch.Tensor:
+    """A convolution in time as a linear map of each window.
+
+    On a GPU this is exact in float32, where a convolution would be TensorFloat-32.
+
+    Args:
+        steps: Shape (steps, channels).
+        layer: With a kernel of 3 and a padding of 1.
+
+    Returns:
+        Shape (steps / stride rounded up, channels of the layer).
+    """
+    windows = pad(steps, (0, 0, 1, 1)).unfold(0, 3, layer.stride[0])
+    return linear(windows.flatten(1), layer.weight.flatten(1), layer.bias)
 
 
 class Block(nn.Module):
