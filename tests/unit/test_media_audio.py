@@ -4,8 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from media_files import SOUNDS, FilePlanner, clip, package_file, settings, sound
 
+from media_files import SOUNDS, clip, package_file, settings, sound
+from media_planner import FilePlanner
 from triptych.errors import InvalidValue, MediaError, MediaTooLarge, MediaType, MediaUnreadable
 from triptych.media import MediaOptions, audio
 
@@ -60,10 +61,13 @@ WAVS = sorted(package_file("scipy", "io/tests/data").glob("*.wav"))
 
 @pytest.mark.parametrize("path", WAVS, ids=lambda path: path.stem)
 def test_odd_wav_files_are_heard_or_refused_by_name(path):
+    served = {"test-44100Hz-2ch-32bit-float-le", "test-8000Hz-le-3ch-5S-24bit"}
     try:
-        assert np.isfinite(load(path.read_bytes())).all()
-    except MediaError as error:
-        assert type(error) is not MediaError, "a leaf of the tree"
+        samples = load(path.read_bytes())
+    except (MediaUnreadable, MediaType, MediaTooLarge):
+        assert path.stem not in served
+    else:
+        assert np.isfinite(samples).all()
 
 
 def wav(pcm: bytes, *, rate=16_000, channels=1, claimed=None) -> bytes:

@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
-from media_files import FilePlanner, image_file, jpeg, package_file, pixels
 from PIL import Image, ImageCms, ImageOps
 
+from media_files import image_file, jpeg, package_file, pixels
+from media_planner import FilePlanner
 from triptych.contract import ImagePlan
 from triptych.errors import MediaTooLarge, MediaType, MediaUnreadable
 from triptych.media import MediaOptions, image

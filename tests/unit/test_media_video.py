@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from media_files import CLIPS, FilePlanner, clip, jpeg, numbers, package_file, settings, sound
 
+from media_files import CLIPS, clip, jpeg, numbers, package_file, settings, sound
+from media_planner import FilePlanner
 from triptych.errors import InvalidValue, MediaTooLarge, MediaType, MediaUnreadable
 from triptych.media import MediaOptions, video
 

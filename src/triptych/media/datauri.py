@@ -26,8 +26,8 @@ def decode(uri: str, *, max_bytes: int) -> tuple[bytes, str]:
     media_type, *parameters = (part.strip().lower() for part in uri[5:comma].split(";"))
     if not parameters or parameters[-1] != "base64":
         raise MediaType("a data: URI must be base64 (data:<type>;base64,<data>)")
-    size = (len(uri) - comma - 1) * 3 // 4
-    if size > max_bytes + 2:
+    size = (len(uri) - comma - 1) * 3 // 4 - uri.count("=", -2)
+    if size > max_bytes:
         raise MediaTooLarge(f"the data: URI holds {size} bytes, over the limit of {max_bytes}")
     try:
         data = pybase64.b64decode(uri[comma + 1 :].encode("ascii"), validate=True)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -87,10 +89,48 @@ def load(
     if found not in FORMATS:
         got = found.name if found else describe(data)
         raise MediaType(f"the image must be JPEG, PNG or WebP, got {got}")
+    with _reading(found.name):
+        image = Image.open(io.BytesIO(data), formats=(found.name,))
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise MediaTooLarge(
+                f"the image has {width}×{height} = {width * height} pixels, "
+                f"over the limit of {max_pixels}"
+            )
+        if found == WEBP and getattr(image, "is_animated", False):
+            raise MediaType("an animated WebP is not served; send one still picture")
+        with _reading(found.name):
+            turn = _turn(image)  # which decodes a PNG, whose EXIF may come last
+        if turn in _SIDEWAYS:
+            height, width = width, height
+        plan = planner.plan_image(*_asked(height, width, options or MediaOptions()))
+        with _reading(found.name):
+            return _pixels(image, data, turn, plan, mode), plan
+
+
+def _pixels(
+    image: Image.Image,
+    data: bytes | memoryview,
+    turn: Image.Transpose | None,
+    plan: ImagePlan,
+    mode: Mode,
+) -> Pixels:
+    if mode == "fast":
+        return _fast(image, data, turn, plan)
+    picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return fit(picture, plan)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What goes wrong in here is the file's fault, whatever Pillow calls it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _load(data, found.name, planner, max_pixels, mode, options or MediaOptions())
+            yield
     except MediaError:
         raise
     except MemoryError:
@@ -98,36 +138,7 @@ def load(
     except (AttributeError, ImportError, NameError):
         raise  # ours, or Pillow's own: for the log, not for the caller
     except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
-        raise MediaUnreadable(f"the {found.name} cannot be read: {_reason(error)}") from error
-
-
-def _load(
-    data: bytes | memoryview,
-    name: str,
-    planner: Planner,
-    max_pixels: int,
-    mode: Mode,
-    options: MediaOptions,
-) -> tuple[Pixels, ImagePlan]:
-    with Image.open(io.BytesIO(data), formats=(name,)) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise MediaTooLarge(
-                f"the image has {width}×{height} = {width * height} pixels, "
-                f"over the limit of {max_pixels}"
-            )
-        if name == "WEBP" and getattr(image, "is_animated", False):
-            raise MediaType("an animated WebP is not served; send one still picture")
-        turn = _turn(image)
-        if turn in _SIDEWAYS:
-            height, width = width, height
-        plan = planner.plan_image(*_asked(height, width, options))
-        if mode == "fast":
-            return _fast(image, data, turn, plan), plan
-        picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
-    if turn is not None:
-        picture = picture.transpose(turn)
-    return fit(picture, plan), plan
+        raise MediaUnreadable(f"the {name} cannot be read: {_reason(error)}") from error
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -7,6 +7,7 @@ where the kernel says the opened file lies, so neither spelling nor timing wins.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from triptych.settings import MediaSettings
 
 Address = IPv4Address | IPv6Address
 
+_HOST = re.compile(r"[a-z0-9._:-]{1,253}")
 MAX_URL = 8192
 """Characters of an http(s) or file URL."""
 
@@ -105,8 +107,8 @@ class Policy:
             raise MediaUnreadable(f"not a URL: {error}") from None
         if url.scheme not in ("http", "https"):
             raise MediaForbidden(f"media is fetched by http and https, got {url.scheme!r}")
-        if not host:
-            raise MediaUnreadable("the URL has no host")
+        if not _HOST.fullmatch(host) or (url.port is not None and not 0 < url.port < 65_536):
+            raise MediaUnreadable(f"the URL has no proper host and port: {text[:100]!r}")
         if url.userinfo:
             raise MediaForbidden("a media URL must not hold a user name or password")
         if self._domains and not _listed(host, self._domains):
