@@ -25,7 +25,7 @@ from PIL import Image
 from benches import Row
 from triptych.contract import ImagePlan
 from triptych.engines import torchvision_ops
-from triptych.families.qwen_vl import smart_resize
+from triptych.families.qwen_processors import smart_resize
 from triptych.media import MediaLoader
 from triptych.settings import MediaSettings
 
