@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
@@ -12,6 +14,19 @@ from triptych_client.conversation import Conversation, Server
 from triptych_client.messages import Message
 from triptych_client.requests import DEFAULT_MODEL, DEFAULT_TIMEOUT_S, Sampling, build_call
 from triptych_client.transport import ModelInfo, Transport, parse_address, run
+
+_SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_open_answers() -> None:
+    """What a program leaves open as it ends.
+
+    A loop that an exception has left is one: its traceback keeps it. Later, as the interpreter
+    takes its modules apart, gRPC can no longer start a call and would wait for ever.
+    """
+    for server in list(_SERVERS):
+        run(server.end_all())
 
 
 class Client:
@@ -33,6 +48,7 @@ class Client:
 
     def __init__(self, address: str = "localhost:8001") -> None:
         self._server = Server(_transport(address))
+        _SERVERS.add(self._server)
 
     @overload
     def chat(
@@ -95,8 +111,8 @@ class Client:
         return run(self._server.transport.models())
 
     def close(self) -> None:
-        """Let go of the connections."""
-        run(self._server.transport.close())
+        """End the answers that are not over, and let go of the connections."""
+        run(self._server.close())
 
     def __enter__(self) -> Self:
         return self
@@ -237,8 +253,8 @@ class AsyncClient:
         return await self._server.transport.models()
 
     async def aclose(self) -> None:
-        """Let go of the connections."""
-        await self._server.transport.close()
+        """As `Client.close`."""
+        await self._server.close()
 
     async def __aenter__(self) -> Self:
         return self

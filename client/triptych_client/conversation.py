@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 from triptych_client.answers import Answer, Chunk, read_chunk, whole
 from triptych_client.errors import TriptychClientError, Unavailable
@@ -18,6 +19,22 @@ class Server:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self._decoders: dict[str, str | None] = {}
+        self._live: weakref.WeakSet[Conversation] = weakref.WeakSet()
+
+    def begin(self, conversation: Conversation) -> Exchange:
+        """Send a conversation's request."""
+        self._live.add(conversation)
+        return self.transport.open(conversation.call)
+
+    async def end_all(self) -> None:
+        """End the conversations that are not over."""
+        for conversation in list(self._live):
+            await conversation.close()
+
+    async def close(self) -> None:
+        """End what is not over, then let go of the connections."""
+        await self.end_all()
+        await self.transport.close()
 
     async def abort(self, call: Call) -> None:
         """End the generation of ``call``, which nobody waits for any more. Raises nothing.
@@ -68,7 +85,7 @@ class Conversation:
     def begin(self) -> Exchange:
         """Send the request, if that has not been done."""
         if self._exchange is None:
-            self._exchange = self._server.transport.open(self.call)
+            self._exchange = self._server.begin(self)
         return self._exchange
 
     async def next(self) -> Chunk | None:

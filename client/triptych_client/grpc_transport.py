@@ -24,7 +24,7 @@ from triptych_client.transport import (
 
 
 class GrpcExchange(Exchange):
-    """A chat on a stream of its own; half-closed at once, it ends when the answer does."""
+    """A chat on a stream of its own, which ends when the answer does."""
 
     def __init__(self, stream: Any, call: Call, address: Address) -> None:
         self.ended = False
@@ -87,6 +87,14 @@ class GrpcTransport(Transport):
         self._background = self._background_type()
         self._channel = self._connect()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # Triton takes a stream of requests. Ours hold one, which is the same on the wire, and
+        # spares a thread for each call; without threads calls can be made until the very end of
+        # the interpreter.
+        self._stream = self._channel.unary_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
 
     def _connect(self) -> Any:
         options = grpc_wire.channel_options(self.address)
@@ -104,12 +112,9 @@ class GrpcTransport(Transport):
     async def _call(self, method: Any, request: Any) -> Any:
         return method(request, timeout=CONTROL_TIMEOUT_S)
 
-    def _stream(self, request: Any, timeout: float | None) -> Any:
-        return self._stub.ModelStreamInfer(iter((request,)), timeout=timeout)
-
     def open(self, call: Call) -> GrpcExchange:
         """As `Transport` says."""
-        stream = self._stream(grpc_wire.chat_request(call), call.timeout)
+        stream = self._stream(grpc_wire.chat_request(call), timeout=call.timeout)
         return self._exchange(stream, call, self.address)
 
     async def ready(self, model: str) -> bool:
@@ -140,7 +145,7 @@ class GrpcTransport(Transport):
         """As `Transport` says."""
         call = Call(model, request_id, b"", CONTROL_TIMEOUT_S)
         request = grpc_wire.abort_request(model, request_id)
-        stream = self._stream(request, CONTROL_TIMEOUT_S)
+        stream = self._stream(request, timeout=CONTROL_TIMEOUT_S)
         await self._exchange(stream, call, self.address).receive()
 
     async def shield(self, work: Coroutine[Any, Any, None]) -> None:

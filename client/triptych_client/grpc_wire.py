@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import grpc.experimental
 from tritonclient.grpc import service_pb2
 
 from triptych_client import errors
-from triptych_client.requests import ABORT, CHUNK, PROMPT, REQUEST, TICKET, Call
+from triptych_client.requests import ABORT, CHUNK, REQUEST, Call
 from triptych_client.transport import Address
 
 OPTIONS = {
@@ -22,6 +23,8 @@ OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
+    # A stream is read by the thread that waits for it, not by one of gRPC's own.
+    grpc.experimental.ChannelOptions.SingleThreadedUnaryStream: 1,
 }
 
 _STATUS: dict[grpc.StatusCode, type[errors.TriptychClientError]] = {
@@ -41,16 +44,16 @@ def channel_options(address: Address) -> list[tuple[str, int]]:
 def chat_request(call: Call) -> Any:
     """The ``ModelInferRequest`` of a chat."""
     request = service_pb2.ModelInferRequest(model_name=call.model, id=call.id)
-    _add_bytes(request, REQUEST, [1], call.body)
+    request.inputs.add(name=REQUEST, datatype="BYTES", shape=[1])
+    # One element of BYTES: its length in four bytes, little-endian, then itself.
+    request.raw_input_contents.append(len(call.body).to_bytes(4, "little") + call.body)
     return request
 
 
 def abort_request(model: str, request_id: str) -> Any:
-    """The ``ModelInferRequest`` that ends a generation; its inputs are there and not read."""
+    """The ``ModelInferRequest`` that ends a generation."""
     request = service_pb2.ModelInferRequest(model_name=model)
     request.parameters[ABORT].string_param = request_id
-    _add_bytes(request, PROMPT, [1], b"")
-    _add_bytes(request, TICKET, [1, 1], b"")
     return request
 
 
@@ -65,7 +68,6 @@ def chunk_of(response: Any) -> bytes | None:
     outputs = response.infer_response.outputs
     for output, raw in zip(outputs, response.infer_response.raw_output_contents, strict=False):
         if output.name == CHUNK:
-            # One element of BYTES: its length in four bytes, little-endian, then itself.
             return bytes(raw[4:])
     if outputs:
         names = ", ".join(output.name for output in outputs)
@@ -100,8 +102,3 @@ def error_of(error: grpc.RpcError, address: Address, timeout: float | None, *, b
 
 def _port(address: Address) -> str:
     return address.host.rpartition(":")[2]
-
-
-def _add_bytes(request: Any, name: str, shape: list[int], data: bytes) -> None:
-    request.inputs.add(name=name, datatype="BYTES", shape=shape)
-    request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)

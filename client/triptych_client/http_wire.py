@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from triptych_client import errors
-from triptych_client.requests import ABORT, PROMPT, REQUEST, TICKET, Call
+from triptych_client.requests import ABORT, REQUEST, Call
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ def chat_body(call: Call) -> bytes:
 
 def abort_body(request_id: str) -> bytes:
     """The JSON to post to the decode stage: what is no input becomes a request parameter."""
-    return msgspec.json.encode({ABORT: request_id, PROMPT: "", TICKET: ""})
+    return msgspec.json.encode({ABORT: request_id})
 
 
 class EventReader:

@@ -13,8 +13,6 @@ from triptych_client.messages import Message, user
 
 REQUEST = "REQUEST"
 CHUNK = "CHUNK"
-PROMPT = "PROMPT"
-TICKET = "TICKET"
 ABORT = "abort"
 """Names of the server's tensors, and of the parameter that ends a generation."""
 
