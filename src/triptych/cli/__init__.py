@@ -3,6 +3,7 @@
     triptych serve    start tritonserver with a model
     triptych chat     ask a running server
     triptych doctor   what is installed, and every setting in force
+    triptych settings every setting, its default and its meaning
     triptych version
 
 Exit codes: 0 it did what was asked; 1 the server or the request failed, with one line on stderr
@@ -163,6 +164,19 @@ def chat(
         _complain(str(error))
         return USAGE
     return ask(asked, stream=stream, as_json=as_json, stats=stats, complain=_complain)
+
+
+@app.command()
+def settings(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> int:
+    """List every setting of the stages with its default and its meaning."""
+    import msgspec
+
+    from triptych.cli.settings import every, markdown
+
+    typer.echo(msgspec.json.encode(every()).decode() if as_json else markdown())
+    return OK
 
 
 @app.command()
