@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from triptych.contract import Item, aligned
 from triptych.families.qwen2_5_vl import VisionConfig
-from triptych.families.qwen_vl import ImageProcessor
+from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 from triptych.families.towers.qwen2_5_vl import VisionTower
 
 WIDTH = 48
@@ -33,7 +33,7 @@ def random_weights(prefix: str = "visual.", **vision: Any) -> dict[str, torch.Te
     """Weights of which every part of the tower shows in the result."""
     config = msgspec.convert({**VISION, **vision}, VisionConfig)
     with torch.device("meta"):
-        shapes = VisionTower(config, ImageProcessor()).state_dict()
+        shapes = VisionTower(config, ImageProcessor(), VideoProcessor()).state_dict()
     generator = torch.Generator().manual_seed(0)
     return {
         prefix + name: torch.randn(weight.shape, generator=generator)

@@ -14,7 +14,7 @@ from PIL import Image
 from triptych import families
 from triptych.contract import Item, TicketItem
 from triptych.errors import ConfigurationError, InvalidValue, MediaError, UnsupportedMedium
-from triptych.families.qwen_vl import ImageProcessor, smart_resize
+from triptych.families.qwen_processors import ImageProcessor, VideoProcessor, smart_resize
 from triptych.families.towers.patches import Patchify
 from unit.qwen import (
     TEXT,
@@ -96,7 +96,7 @@ def test_pixels_are_transformers_pixels_bit_for_bit(hf, tmp_path, processor):
     write_checkpoint(tmp_path, **vision, window_size=512)
     write_json(tmp_path / "preprocessor_config.json", **processor)
     family, theirs = families.load(tmp_path), hf.ImageProcessor.from_pretrained(tmp_path)
-    patchify = Patchify(family.processor)
+    patchify = Patchify(family.processor, family.video_processor)
     for seed, (height, width) in enumerate([(8, 8), (100, 333), (1500, 1000), (600, 4)]):
         array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         plan = family.plan_image(height, width)
@@ -127,7 +127,7 @@ def test_clip_patches_are_in_transformers_order(hf, frames):
     family = SimpleNamespace()
     _, pixels = clip(family, frames, 56, 84)
     plain = {"do_rescale": False, "do_normalize": False}
-    ours = Patchify(ImageProcessor(**plain))(torch.from_numpy(pixels))
+    ours = Patchify(ImageProcessor(**plain), VideoProcessor(**plain))(torch.from_numpy(pixels))
     video = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     theirs = hf.VideoProcessor(**plain, do_resize=False, do_sample_frames=False)
     expected = theirs([video], return_tensors="pt")["pixel_values_videos"]

@@ -14,8 +14,17 @@ from triptych.families.llava import Llava
 from triptych.families.llava_next_video import LlavaNextVideo
 from triptych.families.qwen2_5_vl import Qwen2_5_VL
 from triptych.families.qwen2_audio import Qwen2Audio
+from triptych.families.qwen2_vl import Qwen2_VL
+from triptych.families.qwen3_vl import Qwen3_VL
 
-FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNextVideo, Qwen2_5_VL, Qwen2Audio)
+FAMILIES: tuple[type[Family], ...] = (
+    Llava,
+    LlavaNextVideo,
+    Qwen2_VL,
+    Qwen2_5_VL,
+    Qwen3_VL,
+    Qwen2Audio,
+)
 
 __all__ = ["FAMILIES", "Checkpoint", "Family", "Tower", "load"]
 

@@ -7,25 +7,24 @@ before they are merged.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
+
 from triptych.contract import GridTHW, ImagePlan, Item, Modality, TicketItem, VideoPlan
 from triptych.errors import ConfigurationError, InvalidValue, UnsupportedMedium
-from triptych.families.base import Family, Tower
+from triptych.families.base import Family
 from triptych.families.checkpoint import Checkpoint
+from triptych.families.fields import Activation, read_config
 from triptych.families.qwen_processors import (
     ImageProcessor,
     VideoProcessor,
-    read_config,
     read_processor,
 )
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["QwenVL", "read_config"]
 
 PREFIXES = ("visual.", "model.visual.")
 """What the tower's weights start with, on the hub and as transformers 5 saves them."""
@@ -33,29 +32,66 @@ PREFIXES = ("visual.", "model.visual.")
 _PLACEHOLDERS: dict[Modality, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
 
+class RopeParameters(msgspec.Struct, frozen=True):
+    """``vision_config.rope_parameters``, which the hub's files do not have."""
+
+    rope_theta: float = 10_000.0
+
+
+class QwenVisionConfig(msgspec.Struct, frozen=True):
+    """What the ``vision_config`` of all families have."""
+
+    depth: int
+    num_heads: int
+    hidden_act: Activation
+    in_channels: int = 3
+    patch_size: int = 14
+    """Pixels."""
+    spatial_merge_size: int = 2
+    """Patches."""
+    temporal_patch_size: int = 2
+    """Frames."""
+    rope_parameters: RopeParameters = RopeParameters()
+
+    @property
+    def width(self) -> int:
+        """Columns of what the tower gives of one token to one layer of the language model."""
+        raise NotImplementedError
+
+
 class QwenVL(Family):
     """Qwen2-VL and its successors, less the tower."""
 
-    modalities = frozenset[Modality]({"image"})
+    modalities = frozenset[Modality]({"image", "video"})
+    vision_type: ClassVar[type[QwenVisionConfig]]
+    video_processor_type: ClassVar[type[VideoProcessor]] = VideoProcessor
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        raw = {
-            # transformers takes a flag that is null for false, other nulls not at all.
-            name: False if value is None and name.startswith("do_") else value
-            for name, value in checkpoint.image_processor.items()
-        }
-        self.processor = read_config(ImageProcessor, raw, f"{checkpoint.path}: the image processor")
-        if not self.processor.do_resize or self.processor.resample not in _RESAMPLE:
-            raise ConfigurationError(
-                f"{checkpoint.path}: the image processor has do_resize={self.processor.do_resize} "
-                f"and resample={self.processor.resample}; served are true and {list(_RESAMPLE)}"
-            )
+        self.processor = read_processor(
+            ImageProcessor, checkpoint.image_processor, f"{checkpoint.path}: the image processor"
+        )
+        self.video_processor = read_processor(
+            self.video_processor_type,
+            checkpoint.video_processor,
+            f"{checkpoint.path}: the video processor",
+        )
+        self.vision = read_config(
+            self.vision_type,
+            checkpoint.config.get("vision_config") or {},
+            f"{checkpoint.path / 'config.json'}: vision_config",
+        )
+        self._check_agreement()
+
+    @property
+    def hidden_size(self) -> int:
+        """The language model's hidden size."""
+        return _positive(self.checkpoint, "hidden_size")
 
     @property
     def embedding_width(self) -> int:
         """The language model's hidden size."""
-        return _positive(self.checkpoint, "hidden_size")
+        return self.hidden_size
 
     @property
     def context_length(self) -> int:
@@ -70,20 +106,31 @@ class QwenVL(Family):
 
     def plan_image(self, height: int, width: int) -> ImagePlan:
         """The size that Hugging Face's processor would scale the picture to."""
-        processor = self.processor
-        resize = smart_resize(
-            height,
-            width,
-            factor=processor.factor,
-            min_pixels=processor.min_pixels or processor.size.shortest_edge,
-            max_pixels=processor.max_pixels or processor.size.longest_edge,
-        )
-        grid = (1, resize[0] // processor.patch_size, resize[1] // processor.patch_size)
+        resize = self.processor.fit(height, width)
+        grid = self._grid(1, resize)
         return ImagePlan(
             resize=resize,
             tokens=self._tokens(grid),
-            resample=_RESAMPLE[processor.resample],
+            resample=self.processor.filter,
             grid_thw=grid,
+        )
+
+    def plan_video(self, frames: int, height: int, width: int, fps: float) -> VideoPlan:
+        """The size that Hugging Face's processor would scale the frames to.
+
+        ``second_per_grid`` is its ``second_per_grid_ts``: the frames of a step over ``fps``.
+        """
+        if "video" not in self.modalities:
+            return super().plan_video(frames, height, width, fps)
+        processor = self.video_processor
+        resize = processor.fit(frames, height, width)
+        grid = self._grid(-(-frames // processor.temporal_patch_size), resize)
+        return VideoPlan(
+            resize=resize,
+            tokens=self._tokens(grid),
+            resample=processor.filter,
+            grid_thw=grid,
+            second_per_grid=processor.temporal_patch_size / fps,
         )
 
     def plan_embeddings(
@@ -123,8 +170,7 @@ class QwenVL(Family):
     ) -> Mapping[Modality, Mapping[str, Any]]:
         """``{"image": {"image_embeds": (tokens, width), "image_grid_thw": (items, 3)}}``.
 
-        Videos go under ``video`` by the same names, with ``second_per_grid_ts`` where each has
-        one.
+        Videos go under ``video`` by the same names, and with what `_timing` has of them.
         """
         import torch
 
@@ -142,10 +188,40 @@ class QwenVL(Family):
                 f"{modality}_embeds": parts[0] if len(parts) == 1 else torch.cat(parts),
                 f"{modality}_grid_thw": torch.tensor([items[i].grid_thw for i in chosen]),
             }
-            seconds = [items[index].second_per_grid for index in chosen]
-            if modality == "video" and None not in seconds:
-                inputs[modality] = {**inputs[modality], "second_per_grid_ts": torch.tensor(seconds)}
+            if modality == "video":
+                timing = self._timing([items[index] for index in chosen])
+                inputs[modality] = {**inputs[modality], **timing}
         return inputs
+
+    def _check_agreement(self) -> None:
+        """The processors, the tower and the language model must be made for one another."""
+        vision = self.vision
+        pairs = {"hidden_size": (self.hidden_size, vision.width)}
+        for processor in (self.processor, self.video_processor):
+            pairs |= {
+                "patch_size": (processor.patch_size, vision.patch_size),
+                "merge_size": (processor.merge_size, vision.spatial_merge_size),
+                "temporal_patch_size": (processor.temporal_patch_size, vision.temporal_patch_size),
+            }
+            for field, (ours, tower) in pairs.items():
+                if ours != tower:
+                    raise ConfigurationError(
+                        f"{self.checkpoint.path}: {field} is {ours}, but the vision tower has "
+                        f"{tower}"
+                    )
+        if vision.in_channels != 3:
+            raise ConfigurationError(
+                f"{self.checkpoint.path}: the vision tower has {vision.in_channels} channels; "
+                "served are 3"
+            )
+
+    def _timing(self, videos: Sequence[TicketItem]) -> Mapping[str, torch.Tensor]:
+        """What else the language model must know of videos; Qwen2-VL: nothing."""
+        return {}
+
+    def _grid(self, steps: int, size: tuple[int, int]) -> GridTHW:
+        patch = self.processor.patch_size
+        return steps, size[0] // patch, size[1] // patch
 
     def _tokens(self, grid: GridTHW) -> int:
         return grid[0] * grid[1] * grid[2] // self.processor.merge_size**2

@@ -1,4 +1,8 @@
-"""From uint8 pixels to normalised patches, bit for bit as Hugging Face's PIL processors do it."""
+"""From uint8 pixels to normalised patches, bit for bit as Hugging Face's processors do it.
+
+Those for pictures are the ones that use PIL and numpy; those for clips use torchvision, which
+rounds in another order.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Protocol, cast
 import numpy as np
 import torch
 
-from triptych.families.qwen_vl import ImageProcessor
+from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 
 
 class Normalisation(Protocol):
@@ -47,18 +51,40 @@ def normalisation_table(processor: Normalisation) -> torch.Tensor:
     return torch.from_numpy(table)
 
 
+def video_normalisation_table(processor: Normalisation) -> torch.Tensor:
+    """What each of the 256 values of a uint8 channel becomes in a clip.
+
+    transformers' ``rescale_and_normalize`` scales mean and standard deviation instead of the
+    pixels, in float32.
+
+    Returns:
+        float32, shape (3, 256), on the CPU.
+    """
+    values = torch.arange(256, dtype=torch.float32, device="cpu").repeat(3, 1)
+    if not processor.do_normalize:
+        return values * processor.rescale_factor if processor.do_rescale else values
+    mean = torch.tensor(processor.image_mean, dtype=torch.float32, device="cpu")[:, None]
+    std = torch.tensor(processor.image_std, dtype=torch.float32, device="cpu")[:, None]
+    if processor.do_rescale:
+        mean, std = (part * (1.0 / processor.rescale_factor) for part in (mean, std))
+    return (values - mean) / std
+
+
 class Patchify(torch.nn.Module):
     """Cuts images and clips into the flat patches that Qwen-VL's patch embedding takes."""
 
-    table: torch.Tensor
+    image_table: torch.Tensor
+    """float32, shape (3, 256)."""
+    video_table: torch.Tensor
     """float32, shape (3, 256)."""
 
-    def __init__(self, processor: ImageProcessor) -> None:
+    def __init__(self, image: ImageProcessor, video: VideoProcessor) -> None:
         super().__init__()
-        self.patch = processor.patch_size
-        self.merge = processor.merge_size
-        self.temporal = processor.temporal_patch_size
-        self.register_buffer("table", normalisation_table(processor), persistent=False)
+        self.patch = image.patch_size
+        self.merge = image.merge_size
+        self.temporal = image.temporal_patch_size
+        self.register_buffer("image_table", normalisation_table(image), persistent=False)
+        self.register_buffer("video_table", video_normalisation_table(video), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """The patches of one image or clip.
@@ -90,7 +116,8 @@ class Patchify(torch.nn.Module):
         )
         # → steps, block row, block column, row in block, column in block, channel, time, y, x
         patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
-        patches = self._normalise(patches.reshape(-1, 3, temporal, self.patch**2))
+        table = self.image_table if still else self.video_table
+        patches = _normalise(patches.reshape(-1, 3, temporal, self.patch**2), table)
         if still:
             patches = patches.expand(-1, -1, self.temporal, -1)
         return patches.reshape(patches.shape[0], -1)
@@ -99,11 +126,12 @@ class Patchify(torch.nn.Module):
         missing = -frames.shape[0] % self.temporal
         return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
 
-    def _normalise(self, patches: torch.Tensor) -> torch.Tensor:
-        """Look every value up; one channel at a time is five times as fast as a joint index."""
-        shape = (patches.shape[0], *patches.shape[2:])
-        channels = [
-            self.table[channel].index_select(0, patches[:, channel].flatten().int()).view(shape)
-            for channel in range(3)
-        ]
-        return cast(torch.Tensor, torch.stack(channels, dim=1))
+
+def _normalise(patches: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Look every value up; one channel at a time is five times as fast as a joint index."""
+    shape = (patches.shape[0], *patches.shape[2:])
+    channels = [
+        table[channel].index_select(0, patches[:, channel].flatten().int()).view(shape)
+        for channel in range(3)
+    ]
+    return cast(torch.Tensor, torch.stack(channels, dim=1))

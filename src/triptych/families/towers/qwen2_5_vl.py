@@ -6,16 +6,14 @@ float32 whatever the weights' dtype, as there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import gelu, silu
 
-from triptych.contract import Item
-from triptych.families.qwen_vl import ImageProcessor
-from triptych.families.towers.patches import Patchify
+from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
+from triptych.families.towers.qwen_vl import Attention, PatchEmbed, QwenTower, Rotary
 from triptych.families.towers.segments import Segments, WindowLayout
 
 if TYPE_CHECKING:
@@ -24,28 +22,18 @@ if TYPE_CHECKING:
 NORM_EPSILON = 1e-6
 
 
-class VisionTower(nn.Module):
+class VisionTower(QwenTower):
     """Patch embedding, blocks with windowed or full attention, and the merger."""
 
-    def __init__(self, config: VisionConfig, processor: ImageProcessor) -> None:
-        super().__init__()
+    def __init__(self, config: VisionConfig, image: ImageProcessor, video: VideoProcessor) -> None:
+        super().__init__(image, video)
         self.merge = config.spatial_merge_size
         self.window = config.window_tokens
         self.full_attention = frozenset(config.fullatt_block_indexes)
-        self.patchify = Patchify(processor)
-        self.patch_embed = PatchEmbed(config)
-        self.rotary = Rotary(
-            config.hidden_size // config.num_heads, config.rope_parameters.rope_theta
-        )
+        self.patch_embed = PatchEmbed(config, config.hidden_size, bias=False)
+        self.rotary = Rotary(config, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.merger = Merger(config)
-
-    def encode(self, items: Sequence[Item], media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Embeddings of several images and clips in one forward pass; see `Tower`."""
-        grids = [item.grid_thw for item in items if item.grid_thw is not None]
-        patches = torch.cat([self.patchify(pixels) for pixels in media])
-        embeddings = self(patches, grids)
-        return list(embeddings.split([item.tokens for item in items]))
 
     def forward(self, patches: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
         """Run the tower.
@@ -66,49 +54,6 @@ class VisionTower(nn.Module):
         return cast(torch.Tensor, self.merger(hidden)[layout.token_inverse])
 
 
-class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel, which is a linear map of each patch."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        size, steps = config.patch_size, config.temporal_patch_size
-        self.proj = nn.Conv3d(
-            config.in_channels, config.hidden_size, (steps, size, size), bias=False
-        )
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(patches, values) → (patches, hidden)."""
-        weight = self.proj.weight.flatten(1)
-        return linear(patches.to(weight.dtype), weight)
-
-
-class Rotary(nn.Module):
-    """Two-dimensional rotary embedding: half of the angles turn with the row, half the column."""
-
-    inverse_frequencies: torch.Tensor
-    """float32, shape (head size / 4,)."""
-
-    def __init__(self, head_size: int, theta: float) -> None:
-        super().__init__()
-        half = head_size // 2
-        exponents = torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half
-        self.register_buffer("inverse_frequencies", 1.0 / theta**exponents, persistent=False)
-
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, float32, shape (patches, 1, 1, head size / 2)."""
-        angles = positions[..., None].float() * self.inverse_frequencies
-        angles = angles.flatten(1)[:, None, None]
-        return angles.cos(), angles.sin()
-
-
-def rotate(qk: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn queries and keys, shape (patches, 2, heads, head size), in float32."""
-    cosines, sines = rotation
-    first, second = qk.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
-    return turned.to(qk.dtype)
-
-
 class RMSNorm(nn.Module):
     """Root-mean-square norm, rounded to the input's dtype before the weight."""
 
@@ -121,27 +66,6 @@ class RMSNorm(nn.Module):
         exact = hidden.float()
         scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
         return self.weight * (exact * scale).to(hidden.dtype)
-
-
-class Attention(nn.Module):
-    """Multi-head attention within segments."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        segments: Segments,
-    ) -> torch.Tensor:
-        """(patches, hidden) → (patches, hidden)."""
-        qkv = self.qkv(hidden).unflatten(-1, (3, self.heads, -1))
-        qkv[:, :2] = rotate(qkv[:, :2], rotation)
-        return cast(torch.Tensor, self.proj(segments.attend(qkv)))
 
 
 class MLP(nn.Module):
@@ -166,7 +90,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size)
         self.norm2 = RMSNorm(config.hidden_size)
-        self.attn = Attention(config)
+        self.attn = Attention(config.hidden_size, config.num_heads)
         self.mlp = MLP(config)
 
     def forward(

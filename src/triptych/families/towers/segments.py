@@ -61,6 +61,10 @@ class Segments:
             start += count * length
 
 
+WHOLE_FRAME = 1 << 30
+"""A window that is larger than any frame: with it, a frame is one window."""
+
+
 @dataclass(frozen=True)
 class WindowLayout:
     """The order in which a tower with windows sees the patches of a batch.
@@ -75,6 +79,8 @@ class WindowLayout:
     """int64, (tokens,): the places to take the merged tokens from to have them in prompt order."""
     positions: torch.Tensor
     """int64, (patches, 2): row and column of each patch in its frame, in the tower's order."""
+    sizes: torch.Tensor
+    """int64, (patches, 2): rows and columns of each patch's frame, in the tower's order."""
     windows: Segments
     frames: Segments
 
@@ -112,6 +118,7 @@ class WindowLayout:
             patch_order=put(patch_order),
             token_inverse=put(np.argsort(order)),
             positions=put(positions[patch_order]),
+            sizes=put(np.repeat(np.array(shapes)[frame], merge**2, axis=0)),
             windows=Segments(_runs(lengths * merge**2)),
             frames=Segments(
                 _runs(sizes * merge**2),
