@@ -18,6 +18,7 @@
     ├── Overloaded              overloaded           429
     ├── DeadlineExceeded        deadline_exceeded    504
     ├── Unavailable             unavailable          503
+    │   ├── LeaseLost           lease_lost           503
     │   └── ConnectionFailed    connection_failed    503
     ├── ConfigurationError      configuration        500
     └── InternalError           internal             500
@@ -155,6 +156,12 @@ class Unavailable(TriptychClientError):
     """Something that the request needs is not there now."""
 
     code, http_status = "unavailable", 503
+
+
+class LeaseLost(Unavailable):
+    """Embeddings that the encoder had promised to keep are gone; sent again, the request works."""
+
+    code = "lease_lost"
 
 
 class ConnectionFailed(Unavailable):
