@@ -48,12 +48,12 @@ def load(
         raise InvalidValue(
             f"sampling_rate must be from {RATES.start} to {RATES.stop - 1}, got {asked}"
         )
+    heard = planner.audio_rate
     with reading("audio"), open_media(data, "audio") as container:
         stream = _stream(container, settings)
         rate = stream.codec_context.sample_rate
         _check_seconds((container.duration or 0) / av.time_base, settings)
         sound = _resampled(_mono(container, stream, settings), rate, asked or rate)
-        heard = planner.audio_rate
         samples = np.concatenate(
             [*_resampled(sound, asked or rate, heard), np.empty(0, np.float32)]
         )

@@ -63,6 +63,27 @@ class MediaOptions(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     """The caller's name for a content: the same name and URL spare asking the origin again."""
 
 
+class Holder(Protocol):
+    """Who may have the embeddings of a medium already, so that its pixels are not needed."""
+
+    async def find(self, key: str, *, wait: bool = False) -> Loaded | None:
+        """The medium called ``key`` without its array; None: it is not held.
+
+        Args:
+            key: The loader's name for a content and all that was asked of it.
+            wait: Its pixels are on their way there: give them time to arrive.
+        """
+        ...
+
+    async def tell(self, key: str, loaded: Loaded) -> None:
+        """Announce that the pixels of ``key`` are coming."""
+        ...
+
+    async def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Loaded:
     """One medium, decoded, at the size that the planner asked for."""
@@ -81,6 +102,12 @@ class Loaded:
     dtype: DType = "uint8"
     timestamps: tuple[float, ...] = field(default=())
     """Seconds from the start of a video, one a frame."""
+    lease: str = ""
+    """The `Holder`'s word to keep the embeddings; ``array`` is empty then."""
+    leased_shape: tuple[int, ...] = ()
+    """Of the array that there is none of."""
+    keep: bool = True
+    """False: its origin forbids that anything made of it is stored (RFC 9111)."""
 
     @property
     def nbytes(self) -> int:
@@ -93,12 +120,14 @@ class Loaded:
             modality=self.modality,
             hash=self.hash,
             dtype=self.dtype,
-            shape=tuple(int(extent) for extent in self.array.shape),
+            shape=self.leased_shape or tuple(int(extent) for extent in self.array.shape),
             offset=offset,
             tokens=self.tokens,
             grid_thw=self.grid_thw,
             second_per_grid=self.second_per_grid,
             precomputed=self.precomputed,
+            lease=self.lease,
+            keep=self.keep,
         )
 
     def __repr__(self) -> str:

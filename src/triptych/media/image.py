@@ -5,7 +5,7 @@ RGB, ``PIL.Image.resize`` with the plan's filter, centre crop. Where the caller'
 it is laid over white. libjpeg-turbo through simplejpeg gives the same pixels as through Pillow and
 takes less time for it, so baseline JPEGs go that way, straight into the layout Pillow resizes.
 
-Fast mode (see `fast`) scales while it decodes and averages areas instead of the plan's filter.
+Fast mode (see `fast`) scales while it decodes, and by a cheaper filter than the plan's.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from PIL import Image, PngImagePlugin
 
 from triptych.contract import ImagePlan, VideoPlan
 from triptych.errors import MediaError, MediaTooLarge, MediaType, MediaUnreadable
+from triptych.media import fast
 from triptych.media.base import MediaOptions, Pixels, Planner
 from triptych.media.sniff import JPEG, PNG, WEBP, describe, sniff
 
 Mode = Literal["exact", "fast"]
+Turn = Image.Transpose | None
 
 FORMATS = (JPEG, PNG, WEBP)
 LOW_DETAIL = 512
@@ -112,13 +114,13 @@ def load(
 def _pixels(
     image: Image.Image,
     data: bytes | memoryview,
-    turn: Image.Transpose | None,
+    turn: Turn,
     plan: ImagePlan,
     mode: Mode,
 ) -> Pixels:
     if mode == "fast":
         return _fast(image, data, turn, plan)
-    picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
+    picture = (_turbo(data, image) if _plain_jpeg(image) else None) or _rgb(image)
     if turn is not None:
         picture = picture.transpose(turn)
     return fit(picture, plan)
@@ -141,7 +143,7 @@ def _reading(name: str) -> Iterator[None]:
         raise MediaUnreadable(f"the {name} cannot be read: {_reason(error)}") from error
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _turn(image: Image.Image) -> Turn:
     """What makes the picture upright; a broken EXIF block says nothing, as for any viewer."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
@@ -163,14 +165,27 @@ def _plain_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
-def _turbo(data: bytes | memoryview) -> Image.Image | None:
+def _turbo(data: bytes | memoryview, image: Image.Image, reduction: int = 1) -> Image.Image | None:
     """The JPEG decoded by libjpeg-turbo; None: it has a flaw for Pillow to judge.
 
     The picture lies in a buffer that the next call overwrites: fresh pages for every picture
     would cost as much as half the decoding.
+
+    Args:
+        data: The file.
+        image: The same, opened and not decoded.
+        reduction: 1, or 2, 4 or 8 to decode to that part of the size, with less care.
     """
+    least = {
+        "min_height": -(-image.height // reduction),
+        "min_width": -(-image.width // reduction),
+        "fastdct": True,
+        "fastupsample": True,
+    }
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGBX", buffer=_scratch(data))
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGBX", buffer=_scratch(image), **(least if reduction > 1 else {})
+        )
     except ValueError:
         return None
     height, width, _ = pixels.shape
@@ -179,11 +194,10 @@ def _turbo(data: bytes | memoryview) -> Image.Image | None:
     return Image.Image()._new(_core.map_buffer(pixels, (width, height), "raw", 0, ("RGB", 0, 1)))
 
 
-def _scratch(data: bytes | memoryview) -> npt.NDArray[np.uint8] | None:
+def _scratch(image: Image.Image) -> npt.NDArray[np.uint8] | None:
     """Room for the decoded picture; None: it is too large to keep room for."""
     global _room
-    height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    need = height * width * 4
+    need = image.height * image.width * 4
     if need > SCRATCH_BYTES:
         return None
     if _room.size < need:
@@ -227,25 +241,15 @@ def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
     return pixels[top : top + height, left : left + width]
 
 
-def _fast(
-    image: Image.Image, data: bytes | memoryview, turn: Image.Transpose | None, plan: ImagePlan
-) -> Pixels:
+def _fast(image: Image.Image, data: bytes | memoryview, turn: Turn, plan: ImagePlan) -> Pixels:
     """Scaled as cheaply as can be, then turned upright, when it is small."""
-    from triptych.media import fast  # it imports FFmpeg, which exact mode has no use for
-
     height, width = plan.resize
     if turn in _SIDEWAYS:
         height, width = width, height
-    pixels = fast.jpeg(data, image, height, width) if _plain_jpeg(image) else None
-    if pixels is not None and turn is None and plan.crop is None:
-        return pixels
-    if pixels is not None:
-        picture = Image.fromarray(pixels)
-    else:
-        picture = (_turbo(data) if _plain_jpeg(image) else None) or _rgb(image)
-        small = picture.height < 2 * height or picture.width < 2 * width
-        filter_ = Image.Resampling.BILINEAR if small else Image.Resampling.BOX
-        picture = picture.resize((width, height), filter_)
+    picture = None
+    if _plain_jpeg(image):
+        picture = _turbo(data, image, fast.reduction(image, height, width))
+    picture = (picture or _rgb(image)).resize((width, height), fast.FILTER)
     if turn is not None:
         picture = picture.transpose(turn)
     return fit(picture, plan)  # of that size already: only the crop is left

@@ -22,7 +22,7 @@ from triptych.errors import (
     TriptychError,
 )
 from triptych.media import datauri
-from triptych.media.base import Loaded, MediaOptions, Planner
+from triptych.media.base import Holder, Loaded, MediaOptions, Planner
 from triptych.media.cache import Counters, Flights, MediaCache, Origin
 from triptych.media.fetch import Fetched, Fetcher
 from triptych.media.policy import Policy
@@ -65,23 +65,27 @@ class MediaLoader:
         settings: The limits.
         planner: The model family, which says what size each medium must have.
         fetcher: The HTTP client; one made from the settings unless given.
+        holder: Who may need no pixels of what it had before; `close` closes it.
     """
 
     def __init__(
-        self, settings: MediaSettings, planner: Planner, *, fetcher: Fetcher | None = None
+        self,
+        settings: MediaSettings,
+        planner: Planner,
+        *,
+        fetcher: Fetcher | None = None,
+        holder: Holder | None = None,
     ) -> None:
         self.settings = settings
+        self._holder = holder
         self._policy = Policy(settings)
         self._fetcher = fetcher or Fetcher(settings, self._policy)
         self._cache = MediaCache(settings.media_cache_mb * MIB, settings.media_cache_urls)
         self._fetches: Flights[Content | None] = Flights(self._joined)
         self._decodes: Flights[Loaded] = Flights(self._joined)
         memory = settings.media_worker_memory_mb * MIB
-        preload: tuple[str, ...] = ("triptych.media.image",)
-        if settings.image_mode == "fast":
-            preload += ("triptych.media.fast",)
         self._pool = WorkerPool(
-            Start(planner, settings, memory, preload),
+            Start(planner, settings, memory, ("triptych.media.image",)),
             size=settings.media_workers or min(MAX_WORKERS, os.cpu_count() or 1),
             max_queued=settings.max_queued_media,
             timeout_s=settings.decode_timeout_s,
@@ -134,6 +138,8 @@ class MediaLoader:
 
     async def close(self) -> None:
         """Give everything back; a second call does nothing."""
+        if self._holder:
+            await self._holder.close()
         await self._fetcher.close()
         await self._pool.close()
         await self._pickles.close()
@@ -156,7 +162,7 @@ class MediaLoader:
         """By http or https; the cache may spare the fetch, the decoding or both."""
         self._policy.check_url(url)
         known = self._cache.origin(url)
-        kept = self._cache.get(_key(modality, known.hash, options)) if known else None
+        kept = await self._kept(_key(modality, known.hash, options)) if known else None
         if known and kept:
             named = self._cache.named(options.uuid, url) == known.hash
             if named or known.fresh_until > time.monotonic():
@@ -232,12 +238,32 @@ class MediaLoader:
             raise MediaUnreadable(f"the file cannot be read: {error.strerror}") from error
 
     async def _decoded(self, modality: Modality, content: Content, options: MediaOptions) -> Loaded:
-        """From the cache, from a decode under way, or from a worker."""
+        """From who holds it, the cache, a decode under way, or a worker."""
         key = _key(modality, content.hash, options)
-        if found := self._cache.get(key):
+        if content.storable and (found := await self._kept(key)):
             self.counters.hits += 1
             return found
-        return await self._decodes.run(key, lambda: self._decode(key, modality, content, options))
+        first = False
+
+        async def decode() -> Loaded:
+            nonlocal first
+            first = True
+            return await self._decode(key, modality, content, options)
+
+        loaded = await self._decodes.run(key, decode)
+        if first or not self._holder or not loaded.keep:
+            return loaded
+        # Its pixels are sent already, by whom this load has joined.
+        return await self._holder.find(key, wait=True) or loaded
+
+    async def _kept(self, key: str) -> Loaded | None:
+        """What was decoded before: a lease of its embeddings, or its pixels."""
+        if self._holder and (held := await self._holder.find(key)):
+            return held
+        found = self._cache.get(key)
+        if found and self._holder:
+            await self._holder.tell(key, found)
+        return found
 
     async def _decode(
         self, key: str, modality: Modality, content: Content, options: MediaOptions
@@ -258,9 +284,12 @@ class MediaLoader:
             precomputed=answer.precomputed,
             dtype=answer.dtype,
             timestamps=answer.timestamps,
+            keep=content.storable,
         )
         if content.storable:
             self._cache.put(key, loaded)
+            if self._holder:
+                await self._holder.tell(key, loaded)
         return loaded
 
     def _kind(self, modality: Modality, data: bytes, options: MediaOptions) -> str:
