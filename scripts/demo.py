@@ -117,7 +117,9 @@ def show(picture: Path, width: int = 48) -> None:
         line = Text("  ")
         for column in range(width):
             upper, lower = (pixels.getpixel((column, row + half)) for half in (0, 1))
-            line.append("▀", style=f"rgb{upper} on rgb{lower}".replace(" ", "").replace("on", " on "))
+            line.append(
+                "▀", style=f"rgb{upper} on rgb{lower}".replace(" ", "").replace("on", " on ")
+            )
         out.print(line)
 
 
