@@ -10,6 +10,7 @@ from media_files import jpeg, settings
 from media_planner import FilePlanner
 from media_server import certificates, serving
 from triptych.errors import (
+    ConfigurationError,
     MediaForbidden,
     MediaTimeout,
     MediaTooLarge,
@@ -264,6 +265,12 @@ async def test_a_proxy_that_is_set_is_used(fetch, server):
     server.route("http://media.example/picture", PICTURE)
     limits = {"media_proxy": f"http://127.0.0.1:{server.port}"}
     assert (await fetch("http://media.example/picture", limits=limits)).data == PICTURE
+
+
+@pytest.mark.parametrize("proxy", ["socks://x", "http://[::1", "nonsense"])
+async def test_a_proxy_that_is_none(fetch, proxy):
+    with pytest.raises(ConfigurationError, match="media_proxy"):
+        await fetch("/picture", limits={"media_proxy": proxy})
 
 
 async def test_tls_proves_the_name():

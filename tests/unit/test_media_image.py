@@ -189,7 +189,7 @@ def test_fast_mode_is_close(package, path, size):
     exact = load(data, planner).astype(float)
     fast = load(data, planner, mode="fast").astype(float)
     assert fast.shape == exact.shape
-    assert np.corrcoef(exact.ravel(), fast.ravel())[0, 1] > 0.995
+    assert np.corrcoef(exact.ravel(), fast.ravel())[0, 1] > 0.99
     assert abs(exact.mean() - fast.mean()) < 1
 
 

@@ -123,6 +123,21 @@ async def test_a_short_job_that_nobody_waits_for_keeps_its_worker(make):
     assert loader.worker_pids == before
 
 
+async def test_a_worker_can_be_ready_beforehand(make):
+    loader = make()
+    await loader.start()
+    (ready,) = loader.worker_pids
+    await load(loader, picture(1))
+    assert loader.worker_pids == [ready]
+
+
+async def test_where_workers_do_not_start_it_shows_at_once(make, monkeypatch, caplog):
+    monkeypatch.setattr("triptych.media.pool.python", lambda: "/bin/false")
+    with pytest.raises(InternalError, match="did not start"):
+        await make().start()
+    assert "/bin/false did not start" in caplog.text
+
+
 async def test_too_many_wait(make):
     loader = make(max_queued_media=2, decode_timeout_s=1)
     tasks = [asyncio.create_task(load(loader, HANG))]

@@ -1,8 +1,8 @@
 """Pictures in less time: JPEGs scaled while they are decoded, then by a filter half as wide.
 
 What shrinks to a third or less is first scaled by libjpeg's inverse DCT, which then has less to
-do. Pillow's bilinear filter does the rest: it reads half the pixels that bicubic does. A JPEG with a
-flaw is left to the exact path, so that both modes refuse the same.
+do. Pillow's bilinear filter does the rest: it reads half the pixels that bicubic does. A JPEG
+with a flaw is left to the exact path, so that both modes refuse the same.
 """
 
 from __future__ import annotations

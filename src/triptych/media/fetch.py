@@ -20,6 +20,7 @@ import httpcore
 import httpx
 
 from triptych.errors import (
+    ConfigurationError,
     MediaForbidden,
     MediaTimeout,
     MediaTooLarge,
@@ -123,7 +124,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
             ssl_context=ssl_context,
             max_connections=max_connections,
             keepalive_expiry=KEEPALIVE_S,
-            proxy=httpcore.Proxy(proxy) if proxy else None,
+            proxy=_proxy(proxy) if proxy else None,
             network_backend=None if proxy else backend,
         )
 
@@ -154,6 +155,14 @@ class CheckedTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection."""
         await self._pool.aclose()
+
+
+def _proxy(url: str) -> httpcore.Proxy:
+    try:
+        parsed = httpx.Proxy(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ConfigurationError(f"media_proxy is not a proxy's URL: {error}") from None
+    return httpcore.Proxy(str(parsed.url), auth=parsed.raw_auth)
 
 
 class _Stream(httpx.AsyncByteStream):

@@ -86,7 +86,7 @@ class MediaLoader:
         memory = settings.media_worker_memory_mb * MIB
         self._pool = WorkerPool(
             Start(planner, settings, memory, ("triptych.media.image",)),
-            size=settings.media_workers or min(MAX_WORKERS, os.cpu_count() or 1),
+            size=settings.media_workers or min(MAX_WORKERS, len(os.sched_getaffinity(0))),
             max_queued=settings.max_queued_media,
             timeout_s=settings.decode_timeout_s,
         )
@@ -108,6 +108,14 @@ class MediaLoader:
     def worker_pids(self) -> list[int]:
         """Process ids of the decoding workers."""
         return self._pool.pids
+
+    async def start(self) -> None:
+        """Have a worker ready before the first medium comes; `load` works without it.
+
+        Raises:
+            InternalError: Workers do not start here, and no medium could be decoded.
+        """
+        await self._pool.warm()
 
     async def load(
         self, modality: Modality, url: str, *, where: str, options: MediaOptions | None = None

@@ -121,6 +121,7 @@ class Worker:
         except BaseException as error:
             await worker.stop()
             if isinstance(error, (TimeoutError, OSError, msgspec.DecodeError)):
+                logger.exception("%s did not start", python())
                 raise InternalError("a media worker did not start") from error
             raise
         return worker
@@ -244,6 +245,20 @@ class WorkerPool:
     def pids(self) -> list[int]:
         """Process ids of all workers."""
         return [worker.pid for worker in (*self._idle, *self._busy)]
+
+    async def warm(self) -> None:
+        """Start one worker ahead of the first job.
+
+        Raises:
+            InternalError: It does not start.
+        """
+        await self._slots.acquire()
+        try:
+            worker = await self._take()
+            self._busy.discard(worker)
+            self._idle.append(worker)
+        finally:
+            self._slots.release()
 
     async def run(self, job: Job, data: bytes) -> tuple[Array, Answer]:
         """Decode one medium in the next free worker.
