@@ -100,11 +100,16 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds from one temporal patch of a video to the next."""
     precomputed: bool = False
     """The bytes are embeddings already; the encoder hands them on unchanged."""
+    lease: str = ""
+    """The encoder's word to preprocess that it holds the embeddings: the item has no bytes in
+    MEDIA, and ``shape`` is that of the bytes it would have. Good for one use."""
+    keep: bool = True
+    """False: whoever it came from forbids that anything made of it is stored."""
 
     @property
     def nbytes(self) -> int:
         """Length in MEDIA, bytes."""
-        return _nbytes(self.shape, self.dtype)
+        return 0 if self.lease else _nbytes(self.shape, self.dtype)
 
 
 class ImagePlan(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@
     ├── Overloaded              overloaded           UNAVAILABLE   429
     ├── DeadlineExceeded        deadline_exceeded    UNAVAILABLE   504
     ├── Unavailable             unavailable          UNAVAILABLE   503
+    │   └── LeaseLost           lease_lost           UNAVAILABLE   503
     ├── ConfigurationError      configuration        INTERNAL      500
     └── InternalError           internal             INTERNAL      500
 
@@ -173,6 +174,12 @@ class Unavailable(TriptychError):
     """A stage or engine that the request needs is not there now."""
 
     code, triton_code, http_status = "unavailable", "UNAVAILABLE", 503
+
+
+class LeaseLost(Unavailable):
+    """Embeddings that the encoder had promised to keep are gone; sent again, the request works."""
+
+    code = "lease_lost"
 
 
 class ConfigurationError(TriptychError):

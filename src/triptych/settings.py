@@ -107,6 +107,9 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     """Tokens of prompt and answer together; 0: what the checkpoint says."""
     max_request_mb: Positive = 128
     """Bytes of one REQUEST, in MiB."""
+    encoder_model: str = "encoder"
+    """Name of the model that follows in the ensemble. It is asked which media it holds, so that
+    they need not be decoded and sent; empty: it is not asked."""
 
 
 class EncoderSettings(Settings, frozen=True, kw_only=True):
@@ -121,6 +124,13 @@ class EncoderSettings(Settings, frozen=True, kw_only=True):
     max_encoder_tokens: Positive = 16_384
     """Embeddings of one forward pass; what exceeds it waits for the next. A medium that is larger
     by itself has a pass of its own."""
+    encoder_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 512
+    """Embeddings kept on the device by one encoder instance, in MiB; 0: none."""
+    encoder_host_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Embeddings kept in host memory when they must leave the device, in MiB; 0: none."""
+    encoder_lease_s: PositiveSeconds = 120.0
+    """How long embeddings are held for a request that counts on them and brings no pixels, in
+    seconds: the time it may take from preprocess to the encoder."""
 
 
 class DecodeSettings(Settings, frozen=True, kw_only=True):

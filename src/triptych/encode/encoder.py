@@ -10,12 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from triptych.contract import DType, Item, Ticket, TicketItem, aligned
+from triptych.encode.cache import EmbeddingCache
 from triptych.encode.jobs import Job, Jobs, batches
+from triptych.encode.keys import revision
+from triptych.encode.peers import Peers
 from triptych.errors import InternalError, TriptychError
 from triptych.families import Family
 from triptych.settings import EncoderSettings
 
 logger = logging.getLogger("triptych.encode")
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Encoder:
         settings: The stage's.
         device: Where the tower goes and the embeddings are left.
         on_batch: Called after every forward pass with its numbers of items and of embeddings.
+        name: Of this instance among those of its server.
 
     Raises:
         ConfigurationError: The checkpoint's weights are missing or of the wrong shape.
@@ -49,12 +55,28 @@ class Encoder:
         settings: EncoderSettings,
         device: torch.device,
         on_batch: Callable[[int, int], None] = lambda items, tokens: None,
+        name: str = "encoder",
     ) -> None:
         self.family = family
         self.device = device
         self.dtype = choose_dtype(settings.encoder_dtype, device)
         self._max_tokens = settings.max_encoder_tokens
         self._on_batch = on_batch
+        self._on_result: Callable[[str], None] = lambda key: None
+        self._peers: Peers | None = None
+        self.cache = EmbeddingCache(
+            device,
+            settings.encoder_cache_mb * MIB,
+            settings.encoder_host_cache_mb * MIB,
+            lease_s=settings.encoder_lease_s,
+            name=name,
+        )
+        """What was encoded before."""
+        # Before the weights are read: a file that changes meanwhile is not taken for the old one.
+        self.revision = revision(
+            family.checkpoint, (family.name, device.type, str(self.dtype), str(torch.__version__))
+        )
+        """Of all that decides what embeddings come out, apart from the item."""
         start = time.perf_counter()
         self._tower = family.load_tower(device, self.dtype)
         logger.info(
@@ -66,6 +88,16 @@ class Encoder:
             _size(self._tower),
             time.perf_counter() - start,
         )
+
+    def share(self, peers: Peers, on_result: Callable[[str], None]) -> None:
+        """Serve leases of other instances too, and say what has been encoded.
+
+        Args:
+            peers: The other instances.
+            on_result: Called with the content key of every item that was encoded, or failed.
+        """
+        self._peers = peers
+        self._on_result = on_result
 
     def encode(
         self, requests: Sequence[tuple[Sequence[Item], torch.Tensor]]
@@ -79,23 +111,27 @@ class Encoder:
             One answer a request, in order. A request with a faulty item has the error in its
             place; the others are none the worse for it.
         """
-        jobs = Jobs(self.family)
         planned: list[list[Job] | TriptychError] = []
-        for items, media in requests:
-            try:
-                planned.append(jobs.of(items, media))
-            except TriptychError as error:
-                planned.append(error)
-        with torch.inference_mode():
+        with torch.inference_mode(), Jobs(self.family, self.cache, self._peers) as jobs:
+            for items, media in requests:
+                try:
+                    planned.append(jobs.of(items, media))
+                except TriptychError as error:
+                    planned.append(error)
             for batch in batches(jobs, self._max_tokens):
                 self._run(batch)
-            return [
+            answers = [
                 self._answer(items, plan) if isinstance(plan, list) else plan
                 for (items, _), plan in zip(requests, planned, strict=True)
             ]
+            if self.device.type == "cuda":
+                # What the answers are copied from may be evicted once it is unpinned.
+                torch.cuda.current_stream(self.device).synchronize()
+            return answers
 
     def _run(self, batch: list[Job]) -> None:
         """Put a result into every job; if the pass fails, find out alone whose fault it is."""
+        start = time.perf_counter()
         try:
             embeddings = self._forward(batch)
         except Exception:
@@ -104,13 +140,20 @@ class Encoder:
                 torch.cuda.empty_cache()
             if len(batch) == 1:
                 batch[0].result = InternalError("the encoder failed on this item")
+                self._on_result(batch[0].key)
                 return
             for job in batch:
                 self._run([job])
             return
+        tokens = sum(job.item.tokens for job in batch)
+        each = (time.perf_counter() - start) / tokens
         for job, embedding in zip(batch, embeddings, strict=True):
-            job.result = embedding
-        self._on_batch(len(batch), sum(job.item.tokens for job in batch))
+            job.result, job.seconds = embedding, each * job.item.tokens
+            if job.item.keep:
+                self.cache.put(job.key, job.item, embedding, job.seconds)
+            self._on_result(job.key)
+        self.cache.counters.misses += len(batch)
+        self._on_batch(len(batch), tokens)
 
     def _forward(self, batch: list[Job]) -> list[torch.Tensor]:
         items = [job.item for job in batch]

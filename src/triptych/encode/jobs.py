@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from triptych.contract import ITEM_ALIGNMENT, Item
-from triptych.errors import InvalidValue, TriptychError
+from triptych.encode.cache import EmbeddingCache, Entry
+from triptych.encode.keys import content_key
+from triptych.encode.peers import Peers
+from triptych.errors import InvalidValue, LeaseLost, TriptychError
 from triptych.families import Family
 
 
@@ -19,24 +22,46 @@ class Job:
     item: Item
     media: torch.Tensor
     """`Item.shape` and `Item.dtype`, a view of MEDIA."""
+    key: str = ""
+    """`content_key`."""
+    seconds: float = 0.0
+    """What encoding it takes, once that is known."""
+    repeats: int = 0
+    """Places where it stands, after the first."""
     result: torch.Tensor | TriptychError | None = None
     """Embeddings (tokens, width), or why there are none; None: not encoded yet."""
 
 
 class Jobs:
-    """The jobs of one batch.
+    """The jobs of one batch; a context that gives back, at its end, what it uses of the cache.
 
-    Two items are one job if their hashes and their bytes are equal. The hash alone would let a
-    caller who speaks to the encoder directly pass pixels off as somebody else's.
+    Two items are one job if their bytes are equal, and read in the same way. Their hashes do not
+    count: a caller who speaks to the encoder directly could pass pixels off as somebody else's.
+
+    Args:
+        family: Whose items.
+        cache: Where embeddings may be already.
+        peers: Other instances, from which a lease may come.
     """
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, cache: EmbeddingCache, peers: Peers | None = None) -> None:
         self._family = family
-        self._by_content: dict[object, list[Job]] = {}
+        self._cache = cache
+        self._peers = peers
+        self._by_key: dict[str, Job] = {}
+        self._used: list[Entry] = []
+
+    def __enter__(self) -> Jobs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for entry in self._used:
+            self._cache.release(entry)
+        for job in self:
+            self._count_hits(job.repeats, job.seconds)
 
     def __iter__(self) -> Iterator[Job]:
-        for same_hash in self._by_content.values():
-            yield from same_hash
+        yield from self._by_key.values()
 
     def of(self, items: Sequence[Item], media: torch.Tensor) -> list[Job]:
         """The jobs of one request, in the order of its items.
@@ -46,27 +71,83 @@ class Jobs:
             media: Its MEDIA, uint8, shape (bytes,).
 
         Raises:
-            TriptychError: An item is not what the family takes, or lies outside of ``media``;
-                then none of the request's items is among the jobs.
+            TriptychError: An item is not what the family takes, lies outside of ``media``, or has
+                a lease that is lost; then none of the request's items is among the jobs.
         """
         views = []
         for index, item in enumerate(items):
             try:
                 self._family.check_item(item)
-                views.append(view(item, media))
+                if item.lease and item.precomputed:
+                    raise InvalidValue("precomputed embeddings are never leased")
+                views.append(media[:0] if item.lease else view(item, media))
             except TriptychError as error:
                 raise error.at(f"items[{index}]") from None
-        return [self._job(item, pixels) for item, pixels in zip(items, views, strict=True)]
+        leased = {
+            index: self._leased(index, item) for index, item in enumerate(items) if item.lease
+        }
+        return [
+            leased[index] if index in leased else self._job(item, pixels)
+            for index, (item, pixels) in enumerate(zip(items, views, strict=True))
+        ]
 
     def _job(self, item: Item, media: torch.Tensor) -> Job:
-        key = (item.hash, item.modality, item.dtype, item.shape, item.grid_thw, item.precomputed)
-        same_hash = self._by_content.setdefault(key, [])
-        for job in same_hash:
-            if torch.equal(job.media, media):
-                return job
-        job = Job(item, media, result=media if item.precomputed else None)
-        same_hash.append(job)
+        if item.precomputed:
+            return Job(item, media, result=media)
+        # What must not be kept shares a pass with its like, and nothing else.
+        key = content_key(item, _octets(media)) + ("" if item.keep else " not kept")
+        if job := self._by_key.get(key):
+            job.repeats += 1
+            return job
+        job = Job(item, media, key)
+        if item.keep and (entry := self._cache.use(key)):
+            job.result, job.seconds = self._use(entry), entry.seconds
+        self._by_key[key] = job
         return job
+
+    def _leased(self, index: int, item: Item) -> Job:
+        """The job of an item without pixels.
+
+        Raises:
+            LeaseLost: Nobody holds its embeddings any more.
+            InvalidValue: The lease is of another item.
+        """
+        where = f"items[{index}]"
+        if entry := self._cache.redeem(item.lease):
+            source, embeddings = entry.item, self._use(entry)
+        elif self._peers and (fetched := self._peers.take(item.lease)):
+            source, embeddings = fetched.item, fetched.embeddings
+            self._cache.put(fetched.key, fetched.item, fetched.embeddings, fetched.seconds)
+            self._count_hits(1, fetched.seconds)
+        else:
+            self._cache.counters.lost += 1
+            raise LeaseLost(
+                "the encoder no longer holds this item's embeddings; send the request again",
+                where=where,
+            )
+        if _reading(item) != _reading(source):
+            raise InvalidValue(
+                f"the lease is of {_reading(source)}, the item is {_reading(item)}", where=where
+            )
+        return Job(item, embeddings[:0], result=embeddings)
+
+    def _use(self, entry: Entry) -> torch.Tensor:
+        self._used.append(entry)
+        self._count_hits(1, entry.seconds)
+        return entry.embeddings
+
+    def _count_hits(self, number: int, seconds: float) -> None:
+        self._cache.counters.hits += number
+        self._cache.counters.seconds_saved += number * seconds
+
+
+def _reading(item: Item) -> tuple[object, ...]:
+    return item.modality, item.dtype, item.shape, item.tokens, item.grid_thw
+
+
+def _octets(media: torch.Tensor) -> memoryview:
+    """The bytes of an array, on the host, without a copy if they are there."""
+    return memoryview(media.cpu().reshape(-1).view(torch.uint8).numpy())
 
 
 def view(item: Item, media: torch.Tensor) -> torch.Tensor:
@@ -93,13 +174,14 @@ def view(item: Item, media: torch.Tensor) -> torch.Tensor:
 
 
 def batches(jobs: Iterable[Job], max_tokens: int) -> Iterator[list[Job]]:
-    """The jobs still to be done, in order, in batches of ``max_tokens`` embeddings at most.
+    """The jobs still to be done, smallest first, in batches of ``max_tokens`` embeddings at most.
 
-    A job that is larger than that has a batch to itself.
+    A job that is larger than that has a batch to itself, after all others: if the device has no
+    memory for it, they are done.
     """
     batch: list[Job] = []
     tokens = 0
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.item.tokens):
         if job.result is not None:
             continue
         if batch and tokens + job.item.tokens > max_tokens:

@@ -6,6 +6,7 @@ together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from triptych import contract, families
-from triptych.encode import Encoded, Encoder
+from triptych.encode import Encoded, Encoder, lookup
+from triptych.encode.lookup_server import LookupServer
+from triptych.encode.peers import Peers
 from triptych.errors import ConfigurationError, InvalidValue, TriptychError
 from triptych.settings import EncoderSettings
 from triptych.stages import backend
+from triptych.stages.encoder_metrics import Metrics
 
-BATCH_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
-"""Upper bounds of the histogram of items in a forward pass."""
+logger = logging.getLogger("triptych.stages.encoder")
 
 
 class EncoderModel:
@@ -36,13 +39,15 @@ class EncoderModel:
         settings = backend.model_settings(EncoderSettings, args)
         if settings.encoder_threads:
             torch.set_num_threads(settings.encoder_threads)
-        self._metrics = Metrics()
+        self._metrics = Metrics(args["model_name"], args["model_instance_name"])
         self._encoder = Encoder(
             families.load(settings.model),
             settings,
             choose_device(settings.encoder_device, args),
             on_batch=self._metrics.batch,
+            name=lookup.instance(args["model_name"], args["model_instance_name"]),
         )
+        self._lookup = start_lookup(self._encoder) if self._encoder.cache.enabled else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request; a faulty one has an error for an answer, alone."""
@@ -63,36 +68,14 @@ class EncoderModel:
             return answers
         for place, answer in zip(places, encoded, strict=True):
             answers[place] = respond(requests[place], answer)
+        self._metrics.cache(self._encoder.cache)
         return answers
 
-
-class Metrics:
-    """What Prometheus sees of the batching, at Triton's ``/metrics``.
-
-    ``triptych_encoder_batch_items`` is a histogram of the items in a forward pass: its ``_count``
-    is the number of passes and its ``_sum`` the number of items encoded.
-    """
-
-    def __init__(self) -> None:
-        items = pb_utils.MetricFamily(
-            name="triptych_encoder_batch_items",
-            description="Media in one forward pass of the encoder",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
-        )
-        tokens = pb_utils.MetricFamily(
-            name="triptych_encoder_tokens_total",
-            description="Embeddings made by the encoder",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._items = items.Metric(labels={}, buckets=BATCH_BUCKETS)
-        self._tokens = tokens.Metric(labels={})
-        # A family must outlive its metrics, and attributes go in the order in which they came.
-        self._families = (items, tokens)
-
-    def batch(self, items: int, tokens: int) -> None:
-        """Count one forward pass."""
-        self._items.observe(items)
-        self._tokens.increment(tokens)
+    def finalize(self) -> None:
+        """End the look-up and remove its socket; a second call does nothing."""
+        lookups: LookupServer | None = getattr(self, "_lookup", None)
+        if lookups:
+            lookups.stop()
 
 
 def choose_device(name: str, args: Mapping[str, str]) -> torch.device:
@@ -111,6 +94,18 @@ def choose_device(name: str, args: Mapping[str, str]) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(f"the encoder cannot use the device {name!r}: {error}") from error
     return device
+
+
+def start_lookup(encoder: Encoder) -> LookupServer | None:
+    """Let preprocess ask what ``encoder`` holds; without that it sends all media's pixels."""
+    try:
+        folder = lookup.place()
+        server = LookupServer(encoder.cache, encoder.revision, folder)
+    except (OSError, ValueError) as error:
+        logger.warning("preprocess cannot be told which media are held: %s", error)
+        return None
+    encoder.share(Peers(folder, encoder.revision), server.arrived)
+    return server
 
 
 def read_items(request: Any) -> list[contract.Item]:

@@ -22,10 +22,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from triptych import contract, families
+from triptych.encode import lookup
+from triptych.encode.lookup_client import LookupClient
 from triptych.errors import Cancelled, Unavailable
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
 from triptych.stages import backend
+from triptych.stages.held import EncoderHoldings
 from triptych.stages.prepare import Prepared, Preparer
 
 logger = logging.getLogger("triptych.stages.preprocess")
@@ -57,7 +60,8 @@ class PreprocessModel:
         backend.configure_logging(settings.log_level)
         family = families.load(settings.model)
         self._loop = asyncio.new_event_loop()
-        self._preparer = Preparer(settings, family, MediaLoader(settings, family))
+        loader = MediaLoader(settings, family, holder=encoder_holdings(settings))
+        self._preparer = Preparer(settings, family, loader)
         self._courier = Courier(self._preparer, self._loop)
         self._loop_thread = threading.Thread(
             target=self._loop.run_forever, name="triptych-media", daemon=True
@@ -92,6 +96,17 @@ class PreprocessModel:
         self._loop.close()
         del self._courier
         logger.debug("stopped")
+
+
+def encoder_holdings(settings: PreprocessSettings) -> EncoderHoldings | None:
+    """What the encoder can be asked for; None: all media go to it as pixels."""
+    if not settings.encoder_model:
+        return None
+    try:
+        return EncoderHoldings(LookupClient(lookup.place(), settings.encoder_model), settings)
+    except OSError as error:
+        logger.warning("the encoder cannot be asked which media it holds: %s", error)
+        return None
 
 
 class Courier:
