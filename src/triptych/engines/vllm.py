@@ -175,7 +175,11 @@ class VllmEngine(Engine):
     ) -> dict[str, torch.Tensor] | list[torch.Tensor]:
         """The tensors as they go to the engine's process: by value, so from the CPU's memory."""
         if isinstance(tensors, Mapping):
-            return {name: self._by_value(tensor) for name, tensor in tensors.items()}
+            return {
+                # Seconds of a clip's step are no embeddings: bfloat16 would move them.
+                name: self._by_value(tensor) if name.endswith("_embeds") else tensor.cpu()
+                for name, tensor in tensors.items()
+            }
         return [self._by_value(tensor) for tensor in tensors]
 
     def _by_value(self, tensor: torch.Tensor) -> torch.Tensor:
