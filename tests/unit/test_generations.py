@@ -130,6 +130,12 @@ def test_an_abort_that_comes_late_does_not_hit_the_next(
     assert again.error is None
 
 
+def test_an_abort_right_behind_its_generation(generations: Generations, family: Family) -> None:
+    ended = [Running(generations, family, "a") for _ in range(20)]
+    generations.abort("a")
+    until(lambda: all(isinstance(running.error, Cancelled) for running in ended))
+
+
 def test_a_caller_who_goes_away_ends_the_generation(
     generations: Generations, family: Family
 ) -> None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from triptych.engines import torchvision_ops
-from triptych.engines.vllm_plugin import STUB, die_with_parent
+from triptych.engines.vllm_plugin import tie_forks
 
 logger = logging.getLogger("triptych.engines.vllm")
 
@@ -62,9 +62,7 @@ def prepare(*, eager: bool) -> bool:
         # One core is left to the server; on two, that one is worth more than a second thread.
         cores = len(os.sched_getaffinity(0))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
-    if STUB not in os.environ:
-        os.environ[STUB] = str(os.getpid())
-        os.register_at_fork(after_in_child=die_with_parent)
+    tie_forks()
     return on_cpu
 
 

@@ -41,7 +41,9 @@ def prepare() -> None:
     """
     torchvision_ops.define_missing()
     keep_deepstack()
-    die_with_parent()
+    parent = multiprocessing.parent_process()
+    if STUB in os.environ and parent is not None and parent.pid is not None:
+        _die_with(parent.pid)
 
 
 def keep_deepstack() -> None:
@@ -81,15 +83,32 @@ class _DeepstackLoader(SourceFileLoader):
         vars(module)["StageMissingLayer"] = _NothingIsMissing
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, if it is an engine's.
+_forking: int = 0
+"""The process that is about to fork."""
+
+
+def tie_forks() -> None:
+    """Tie every process that this one forks from now on; the first call alone does something.
+
+    A forked process is asked for no plugins again, and does not know its parent before it runs
+    Python.
+    """
+    if STUB not in os.environ:
+        os.environ[STUB] = str(os.getpid())
+        os.register_at_fork(before=_before_fork, after_in_child=lambda: _die_with(_forking))
+
+
+def _before_fork() -> None:
+    global _forking
+    _forking = os.getpid()
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when ``parent`` ends.
 
     A stub that crashes, or is killed, cannot stop its engine; left alone that would hold the
     device's memory for ever.
     """
-    parent = multiprocessing.parent_process()
-    if STUB not in os.environ or parent is None:
-        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent.pid:  # it ended before the call
+    if os.getppid() != parent:  # it ended before the call
         os._exit(1)

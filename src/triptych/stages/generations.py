@@ -77,7 +77,7 @@ class Generations:
             work = self._generate(request_id, prompt, media, outbox)
             task.append(self._loop.create_task(work))
             self._tasks.setdefault(request_id, set()).add(task[0])
-            task[0].add_done_callback(lambda done: self._forget(request_id, done))
+            task[0].add_done_callback(lambda done: self._ended(request_id, done, outbox))
 
         def cancel() -> None:
             self._loop.call_soon_threadsafe(lambda: task[0].cancel())
@@ -126,8 +126,6 @@ class Generations:
                     self._sender.put(outbox, delta)
             if not finished:
                 raise InternalError("the engine ended the answer without a reason")
-        except asyncio.CancelledError:
-            self._sender.fail(outbox, Cancelled("the generation was ended"))
         except Exception as error:
             self._sender.fail(outbox, error)
 
@@ -139,7 +137,10 @@ class Generations:
         for task in tasks:
             task.cancel()
 
-    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, request_id: str, task: asyncio.Task[None], outbox: Outbox) -> None:
+        # Here, since a task that is cancelled before its first step runs nothing of its own.
+        if task.cancelled():
+            self._sender.fail(outbox, Cancelled("the generation was ended"))
         tasks = self._tasks[request_id]
         tasks.discard(task)
         if not tasks:
