@@ -3,6 +3,8 @@
     triptych serve    start tritonserver with a model
     triptych chat     ask a running server
     triptych doctor   what is installed, and every setting in force
+    triptych matrix   which engine serves which medium of which family
+    triptych matrix   which engine serves which medium of which model family
     triptych settings every setting, its default and its meaning
     triptych version
 
@@ -164,6 +166,18 @@ def chat(
         _complain(str(error))
         return USAGE
     return ask(asked, stream=stream, as_json=as_json, stats=stats, complain=_complain)
+
+
+@app.command()
+def matrix(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print README's table.")] = False,
+) -> int:
+    """Tell which engine serves which medium of which model family in which form, and why not."""
+    from triptych.cli.matrix import show
+
+    show(as_json=as_json, as_markdown=as_markdown)
+    return OK
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import msgspec
 
-from triptych.contract import Prompt, TicketItem
+from triptych.contract import Modality, Prompt, TicketItem
 from triptych.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ class Engine(ABC):
     def __init__(self, settings: DecodeSettings, family: Family) -> None:
         self.settings = settings
         self.family = family
+
+    @classmethod
+    def refuses(cls, family: type[Family], modality: Modality) -> str:
+        """Why the engine cannot serve a medium that the family has; empty: it can."""
+        return ""
 
     @property
     def context_length(self) -> int:

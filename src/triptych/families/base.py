@@ -55,6 +55,8 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """The ``model_type`` of config.json that choose this family."""
     modalities: ClassVar[frozenset[Modality]]
+    unserved: ClassVar[Mapping[Modality, str]] = {}
+    """Of what the model could take and ``modalities`` have not: why it is not served."""
     engine_encodes: ClassVar[frozenset[Modality]] = frozenset()
     """Of ``modalities``, those that the engine must be given as pixels, since it takes no
     embeddings of them: the tower hands the pixels on, and the engine keeps its own."""

@@ -8,7 +8,8 @@ by side in one row a token.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from triptych.contract import Modality
 from triptych.errors import ConfigurationError
@@ -79,6 +80,9 @@ class Qwen3_VL(QwenVL):
     name = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     modalities = frozenset[Modality]({"image"})
+    unserved: ClassVar[Mapping[Modality, str]] = {
+        "video": "its prompt has the time before every step of a clip, which is not made yet"
+    }
     vision_type = VisionConfig
     video_processor_type = Qwen3VideoProcessor
     vision: VisionConfig
