@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import qwen_checkpoints as tiny
 from triptych import families
@@ -143,6 +144,59 @@ def test_positions_are_stretched_over_the_frame(directories: dict[str, Path]) ->
     indices, weights = theirs(torch.tensor(grids), 6, align_corners=True, spatial_merge_size=2)
     expected = (tower.pos_embed(indices) * weights[:, :, None]).sum(1)[layout.patch_order]
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+# --- FP8 -----------------------------------------------------------------------------------------
+
+
+BLOCK = (48, 40)
+
+
+def quantise(path: Path) -> dict[str, torch.Tensor]:
+    """Write the tower's matrices in FP8 with scales, by blocks that do not fit; their values."""
+    weights = load_file(path / "model.safetensors")
+    values = {}
+    for name, weight in list(weights.items()):
+        if ".visual.blocks." not in name or weight.ndim != 2:
+            continue
+        blocks = [-(-extent // size) for extent, size in zip(weight.shape, BLOCK, strict=True)]
+        scale = torch.rand(blocks) * 0.01 + 0.001
+        spread = scale.repeat_interleave(BLOCK[0], 0).repeat_interleave(BLOCK[1], 1)
+        spread = spread[: weight.shape[0], : weight.shape[1]]
+        weights[name] = (weight / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+        weights[name + "_scale_inv"] = scale
+        values[name] = weights[name].float() * spread
+    save_file(weights, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": BLOCK}
+    (path / "config.json").write_text(json.dumps(config))
+    return values
+
+
+def test_weights_of_an_fp8_checkpoint_are_scaled_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = quantise(tiny.tiny_qwen3_vl(tmp_path / "model"))
+    tower = families.load(tmp_path / "model").load_tower(CPU, torch.float32)
+    assert len(values) == 4 * 4
+    assert not caplog.text, "scales are no unused weights"
+    for name, weight in tower.state_dict().items():
+        if "model.visual." + name in values:
+            assert torch.equal(weight, values["model.visual." + name])
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape"])
+def test_faulty_scales_are_named(tmp_path: Path, fault: str) -> None:
+    path = tiny.tiny_qwen3_vl(tmp_path / "model")
+    quantise(path)
+    weights = load_file(path / "model.safetensors")
+    name = "model.visual.blocks.2.attn.qkv.weight"
+    scales = weights.pop(name + "_scale_inv")
+    if fault == "shape":
+        weights[name + "_scale_inv"] = scales[1:].clone()
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=f"{name}_scale_inv"):
+        families.load(path).load_tower(CPU, torch.float32)
 
 
 # --- clips ---------------------------------------------------------------------------------------
