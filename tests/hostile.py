@@ -20,7 +20,7 @@ from PIL import Image
 from media_files import clip, data_uri, embeddings, image_file, jpeg, pixels, sound
 
 UNREADABLE = frozenset({"media_unreadable"})
-BROKEN = frozenset({"media_unreadable", "media_type", "media_too_large", "media_timeout"})
+BROKEN = UNREADABLE | {"media_type", "media_too_large", "media_timeout", "media_error"}
 FORBIDDEN = frozenset({"media_forbidden"})
 UNREACHED = frozenset({"media_forbidden", "media_unreachable", "media_unreadable"})
 TOO_LARGE = frozenset({"media_too_large"})
@@ -53,7 +53,7 @@ def corpus() -> Iterator[Hostile]:
 
 def part(kind: str, url: str) -> dict[str, Any]:
     """``{"type": "image_url", "image_url": {"url": …}}`` and its like."""
-    return {"type": kind, kind: url if kind == "image_embeds" else {"url": url}}
+    return {"type": kind, kind: {"url": url}}
 
 
 @lru_cache
