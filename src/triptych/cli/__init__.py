@@ -180,8 +180,8 @@ def matrix(
     return OK
 
 
-@app.command()
-def settings(
+@app.command("settings")
+def list_settings(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> int:
     """List every setting of the stages with its default and its meaning."""
