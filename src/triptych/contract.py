@@ -155,6 +155,33 @@ class Items(msgspec.Struct, frozen=True):
     items: list[Item]
 
 
+class NixlSpan(msgspec.Struct, frozen=True):
+    """Where an item's embeddings lie in memory that an encoder has registered with NIXL."""
+
+    agent: str
+    """Which of `Ticket.agents` owns the memory."""
+    memory: Literal["host", "cuda"]
+    device: int
+    """Ordinal of the GPU; 0 for host memory."""
+    header: int
+    """Address of the header before all that was published together; it names the generation."""
+    address: int
+    """Address of the embeddings' first byte, after ``header``."""
+    generation: int
+    """Unlike that of anything else that ever lies there. It is the lease's name too."""
+    checksum: str
+    """``<algorithm>:<hex digits>`` of the bytes; see `triptych.handover.seal`."""
+
+
+class NixlAgent(msgspec.Struct, frozen=True):
+    """How to reach an owner of memory; JSON has the bytes in base64."""
+
+    metadata: bytes
+    """NIXL's own form. Only loaded if ``proof`` holds."""
+    proof: bytes
+    """That the metadata come from an encoder of ours; see `triptych.handover.trust`."""
+
+
 class TicketItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where one item's embeddings are, and what they are."""
 
@@ -164,21 +191,25 @@ class TicketItem(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[int, int]
     """(tokens, width)."""
     offset: int
-    """Bytes from the start of EMBEDDINGS."""
+    """Bytes from the start of EMBEDDINGS; without meaning on another road."""
     where: Literal["tensor", "nixl"] = "tensor"
     grid_thw: GridTHW | None = None
     second_per_grid: float | None = None
+    nixl: NixlSpan | None = None
+    """Where the bytes are if ``where`` is ``nixl``."""
 
     @property
     def nbytes(self) -> int:
-        """Length in EMBEDDINGS, bytes."""
+        """Length, bytes."""
         return _nbytes(self.shape, self.dtype)
 
 
-class Ticket(msgspec.Struct, frozen=True):
+class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
     """TICKET: the receipt of one request's encoded media, in prompt order."""
 
     items: list[TicketItem]
+    agents: dict[str, NixlAgent] = {}
+    """The owners of the items' memory, by name."""
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):

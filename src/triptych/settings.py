@@ -112,7 +112,18 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     they need not be decoded and sent; empty: it is not asked."""
 
 
-class EncoderSettings(Settings, frozen=True, kw_only=True):
+class HandoverSettings(Settings, frozen=True, kw_only=True):
+    """What both ends of the road NIXL have; see `triptych.handover`."""
+
+    handover_at_start: bool = False
+    """Make NIXL's agent when the model loads; else when the first request needs it, which then
+    waits some two seconds longer."""
+    handover_key: str = ""
+    """Secret that encoders prove themselves with to decode. Empty: one that this user's processes
+    on this host share."""
+
+
+class EncoderSettings(HandoverSettings, frozen=True, kw_only=True):
     """The stage ``encoder``."""
 
     encoder_device: str = "auto"
@@ -131,9 +142,14 @@ class EncoderSettings(Settings, frozen=True, kw_only=True):
     encoder_lease_s: PositiveSeconds = 120.0
     """How long embeddings are held for a request that counts on them and brings no pixels, in
     seconds: the time it may take from preprocess to the encoder."""
+    handover_arena_mb: Positive = 1024
+    """Embeddings that wait for their readers, in MiB; memory that is touched as it is needed on
+    the CPU, and taken at once on a GPU."""
+    handover_lease_s: PositiveSeconds = 60.0
+    """How long embeddings wait for their reader, in seconds."""
 
 
-class DecodeSettings(Settings, frozen=True, kw_only=True):
+class DecodeSettings(HandoverSettings, frozen=True, kw_only=True):
     """The stages ``decode_*``."""
 
     max_model_len: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -144,6 +160,10 @@ class DecodeSettings(Settings, frozen=True, kw_only=True):
     """Requests that the engine generates for at a time."""
     engine_args: str = ""
     """Path of a JSON file whose object goes to the engine as it is."""
+    handover_buffer_mb: Positive = 1024
+    """Embeddings fetched by NIXL that the engine has not taken yet, in MiB; touched as needed."""
+    handover_timeout_s: PositiveSeconds = 10.0
+    """Fetching of one request's embeddings, in seconds."""
     echo_token_delay_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Pause of the engine ``echo`` before each token, in seconds."""
 
