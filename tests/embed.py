@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tritonclient.grpc as triton
 
@@ -19,6 +19,8 @@ from triptych.contract import Prompt, Ticket
 from triptych.server import Server, ServerOptions
 
 ROOT = Path(__file__).parents[1]
+
+TYPES = {name: spec.datatype for name, spec in contract.TENSORS.items()}
 
 CONFIG = """
 name: "embed"
@@ -88,17 +90,24 @@ def serve(
 
 
 def ready(server: Server) -> None:
+    """Wait for the ensemble, and for the metrics' port, which opens last."""
     deadline = time.monotonic() + 120
-    while "embed" not in server.log.loaded:
+    while "embed" not in server.log.loaded or not _listening(server.metrics_port):
         assert time.monotonic() < deadline, server.log.tail()
         time.sleep(0.1)
 
 
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Answer:
-    """PROMPT, TICKET and EMBEDDINGS of one request."""
+    """PROMPT (of the ensemble), TICKET and EMBEDDINGS of one request."""
 
     def __init__(self, result: triton.InferResult) -> None:
-        self.prompt = contract.decode(result.as_numpy("PROMPT")[0], Prompt)
+        prompt = result.as_numpy("PROMPT")
+        self.prompt = None if prompt is None else contract.decode(prompt[0], Prompt)
         self.ticket = contract.decode(result.as_numpy("TICKET")[0, 0], Ticket)
         self.bytes = result.as_numpy("EMBEDDINGS")[0].tobytes()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from msgspec.structs import replace
 from triptych import families
 from triptych.contract import ITEM_ALIGNMENT, Item
 from triptych.encode import Encoded, Encoder
-from triptych.errors import InternalError, InvalidValue
+from triptych.encode.keys import content_key, revision
+from triptych.errors import InternalError, InvalidValue, LeaseLost
 from triptych.settings import EncoderSettings
 from unit.qwen import WIDTH, picture, request, write_checkpoint
 
@@ -235,3 +237,139 @@ def test_load_is_logged(directory, family, caplog):
     make_encoder(directory, family, [])
     assert "tower of Qwen2.5-VL" in caplog.text
     assert "on cpu in float32: 0." in caplog.text
+
+
+def lease(encoder, medium):
+    """An item without pixels, as preprocess makes it of what the encoder told it."""
+    [key] = encoder.cache._entries.keys() & {content_key(medium[0], medium[1].data)}
+    encoder.cache.claim("mine", key, "")
+    return replace(medium[0], lease=encoder.cache.lease("mine").token)
+
+
+NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+def test_a_medium_is_encoded_once_and_its_answers_are_identical(encoder, family, passes):
+    one, two = picture(family, 56, 84, seed=1), picture(family, 84, 56, seed=2)
+    [first] = encoder.encode([request(one)])
+    again, both = encoder.encode([request(one), request(two, one)])
+    assert passes == [(1, one[0].tokens), (1, two[0].tokens)]
+    assert torch.equal(again.embeddings, first.embeddings)
+    assert torch.equal(embeddings(both)[1], embeddings(first)[0])
+    counters = encoder.cache.counters
+    assert (counters.hits, counters.misses) == (2, 2)
+    assert counters.seconds_saved > 0
+
+
+def test_a_forged_hash_finds_and_plants_nothing(encoder, family, passes):
+    """Neither does the forger get another's embeddings, nor the other the forger's."""
+    honest, evil = picture(family, 56, 56, seed=1), picture(family, 56, 56, seed=2)
+    forged = replace(evil[0], hash=honest[0].hash), evil[1]
+    [planted] = encoder.encode([request(forged)])
+    [answer] = encoder.encode([request(honest)])
+    [evils] = encoder.encode([request(evil)])
+    assert len(passes) == 2
+    assert torch.equal(planted.embeddings, evils.embeddings)
+    assert not torch.allclose(embeddings(answer)[0], embeddings(evils)[0], **TOLERANCE)
+
+
+def test_the_same_bytes_read_otherwise_are_another_medium(encoder, family):
+    wide, tall = picture(family, 56, 84), picture(family, 84, 56)
+    tall = tall[0], wide[1].reshape(tall[1].shape)
+    first, second = encoder.encode([request(wide), request(tall)])
+    assert not torch.allclose(embeddings(first)[0], embeddings(second)[0], **TOLERANCE)
+
+
+def test_a_lease_stands_for_pixels(encoder, family, passes):
+    one, two = picture(family, 56, 84, seed=1), picture(family, 84, 56, seed=2)
+    [first] = encoder.encode([request(one)])
+    items, media = request(two)
+    [answer] = encoder.encode([([*items, lease(encoder, one)], media)])
+    assert passes == [(1, one[0].tokens), (1, two[0].tokens)]
+    assert torch.equal(embeddings(answer)[1], embeddings(first)[0])
+    [alone] = encoder.encode([([lease(encoder, one)], NOTHING)])
+    assert torch.equal(alone.embeddings, first.embeddings)
+    assert alone.ticket == first.ticket
+
+
+def test_a_lost_lease_fails_its_own_request_only(encoder, family):
+    one = picture(family, 56, 84)
+    encoder.encode([request(one)])
+    item = lease(encoder, one)
+    first, second, third = encoder.encode([([item], NOTHING), ([item], NOTHING), request(one)])
+    assert isinstance(second, LeaseLost)
+    assert second.where == "items[0]"
+    assert torch.equal(first.embeddings, third.embeddings)
+    assert encoder.cache.counters.lost == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": (56, 56, 3), "grid_thw": (1, 4, 4), "tokens": 4},
+        {"shape": (84, 56, 3), "grid_thw": (1, 6, 4)},
+    ],
+    ids=["smaller", "turned"],
+)
+def test_a_lease_of_another_medium_is_refused(encoder, family, changes):
+    one = picture(family, 56, 84)
+    encoder.encode([request(one)])
+    [answer] = encoder.encode([([replace(lease(encoder, one), **changes)], NOTHING)])
+    assert isinstance(answer, InvalidValue)
+    assert "the lease is of" in answer.what
+    [fine] = encoder.encode([([lease(encoder, one)], NOTHING)])
+    assert isinstance(fine, Encoded)
+
+
+def test_nothing_stays_pinned(encoder, family):
+    one = picture(family, 56, 84)
+    encoder.encode([request(one)])
+    encoder.encode([request(one, one), request(one), ([lease(encoder, one)], NOTHING)])
+    [faulty] = encoder.encode([([replace(lease(encoder, one), grid_thw=(1, 2, 2))], NOTHING)])
+    assert isinstance(faulty, InvalidValue)
+    [entry] = encoder.cache._entries.values()
+    assert entry.pins <= 1, "the faulty request's lease, until it runs out"
+
+
+def test_what_must_not_be_kept_is_not(encoder, family, passes):
+    one = picture(family, 56, 84)
+    secret = replace(one[0], keep=False), one[1]
+    encoder.encode([request(secret), request(secret)])
+    encoder.encode([request(secret)])
+    assert passes == [(1, one[0].tokens)] * 2
+    assert encoder.cache.nbytes("device") == 0
+
+
+def test_a_full_cache_serves_on(directory, family, passes):
+    """Two pictures fit; five are asked for in turns, and every answer is its own picture's."""
+    encoder = make_encoder(directory, family, passes)
+    media = [picture(family, 56, 56, seed=seed) for seed in range(5)]
+    encoder.cache._tiers["device"].limit = 2 * 4 * WIDTH * 4
+    expected = [embeddings(encoder.encode([request(one)])[0])[0] for one in media]
+    for turn in range(4):
+        answers = encoder.encode([request(*media[turn:]), request(*reversed(media))])
+        for got, wanted in zip(embeddings(answers[0]), expected[turn:], strict=True):
+            torch.testing.assert_close(got, wanted, **TOLERANCE)
+        for got, wanted in zip(embeddings(answers[1]), reversed(expected), strict=True):
+            torch.testing.assert_close(got, wanted, **TOLERANCE)
+        assert encoder.cache.nbytes("device") <= 2 * 4 * WIDTH * 4
+    assert encoder.cache.counters.evictions["device"] >= 3
+    assert encoder.cache.counters.refused > 0, "what the batch itself used had to stay"
+
+
+def test_another_revision_is_another(directory, family, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(directory, copy)
+    settings = ("cpu", "float32")
+    before = revision(families.load(copy).checkpoint, settings)
+    assert before == revision(families.load(copy).checkpoint, settings)
+    assert before != revision(families.load(copy).checkpoint, ("cpu", "bfloat16"))
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert before != revision(families.load(copy).checkpoint, settings)
+    config = copy / "config.json"
+    changed = revision(families.load(copy).checkpoint, settings)
+    config.write_text(config.read_text().replace("{", '{"extra": 1, ', 1))
+    assert changed != revision(families.load(copy).checkpoint, settings)

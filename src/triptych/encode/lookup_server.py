@@ -188,6 +188,7 @@ def _listen(address: Path) -> socket.socket:
     address.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(address))
+    listener.listen()
     listener.setblocking(False)
     return listener
 

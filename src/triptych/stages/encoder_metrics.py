@@ -38,6 +38,7 @@ class Metrics:
     def __init__(self, model: str, instance: str) -> None:
         labels = {"model": model, "instance": instance}
         kinds = pb_utils.MetricFamily
+        self._shown: dict[str, float] = {}
         self._families: list[Any] = []
         self._items = self._family(
             "triptych_encoder_batch_items",
@@ -76,17 +77,21 @@ class Metrics:
             ("refused", counts.refused),
             ("saved_seconds", counts.seconds_saved),
         ):
-            _raise(self._counters[f"triptych_encoder_cache_{name}_total"], count)
+            self._raise(self._counters[f"triptych_encoder_cache_{name}_total"], name, count)
         for tier in _TIERS:
             self._bytes[tier].set(cache.nbytes(tier))
-            _raise(self._evictions[tier], counts.evictions[tier])
+            self._raise(self._evictions[tier], f"evictions {tier}", counts.evictions[tier])
+
+    def _raise(self, counter: Any, name: str, total: float) -> None:
+        """Add what came since the last time.
+
+        A counter outlives its model: after a reload it stands where it stood, and the cache begins
+        at 0.
+        """
+        counter.increment(total - self._shown.get(name, 0.0))
+        self._shown[name] = total
 
     def _family(self, name: str, description: str, kind: Any) -> Any:
         family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
         self._families.append(family)
         return family
-
-
-def _raise(counter: Any, value: float) -> None:
-    """Bring a counter up to a total that is counted elsewhere."""
-    counter.increment(value - counter.value())
