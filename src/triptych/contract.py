@@ -232,15 +232,25 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_logprobs: int = 0
 
 
-class PromptItem(msgspec.Struct, frozen=True):
+class PromptItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One medium's place in `Prompt.token_ids`."""
 
     modality: Modality
     position: int
     """Index in ``token_ids`` of the item's single placeholder token."""
     tokens: int
-    """How many tokens the placeholder stands for."""
+    """How many embeddings the placeholder stands for."""
     hash: str
+    spread: list[int] = []
+    """What stands in the placeholder's place when it is spread out; empty: the placeholder,
+    ``tokens`` times. Some models have text between the embeddings of a clip."""
+    times: tuple[float, ...] = ()
+    """Seconds that ``spread`` names, one a step of a clip."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in the placeholder's place."""
+        return len(self.spread) or self.tokens
 
 
 class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -266,15 +276,15 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def length(self) -> int:
         """Tokens of the prompt with every placeholder spread out: OpenAI's ``prompt_tokens``."""
-        return len(self.token_ids) + sum(item.tokens - 1 for item in self.items)
+        return len(self.token_ids) + sum(item.length - 1 for item in self.items)
 
     def expanded(self) -> list[int]:
-        """The token ids with each item's placeholder repeated ``tokens`` times."""
+        """The token ids with each item's placeholder spread out."""
         ids: list[int] = []
         start = 0
         for item in self.items:
             ids += self.token_ids[start : item.position]
-            ids += [self.token_ids[item.position]] * item.tokens
+            ids += item.spread or [self.token_ids[item.position]] * item.tokens
             start = item.position + 1
         return ids + self.token_ids[start:]
 

@@ -49,8 +49,8 @@ KINDS = {
     "qwen2_vl": (tiny.tiny_qwen2_vl, [*IMAGES, *CLIPS]),
     # Another rate is another answer: the timing of a clip counts.
     "qwen2_5_vl": (tiny.tiny_qwen2_5_vl, [*IMAGES, *CLIPS, "clip 0 3.0", "clip 0 0.4"]),
-    "qwen3_vl": (tiny.tiny_qwen3_vl, IMAGES),
-    "qwen3_vl_moe": (tiny.tiny_qwen3_vl_moe, IMAGES),
+    "qwen3_vl": (tiny.tiny_qwen3_vl, [*IMAGES, *CLIPS, "clip 0 0.4"]),
+    "qwen3_vl_moe": (tiny.tiny_qwen3_vl_moe, [*IMAGES, *CLIPS]),
 }
 TOKENS_PER_SECOND = 2
 """Of Qwen2.5-VL's checkpoint."""
@@ -64,6 +64,7 @@ class Medium:
     item: Item
     array: Any
     inputs: Inputs
+    size: MediumSize
 
 
 class Kind:
@@ -78,7 +79,7 @@ class Kind:
         self.tokens = self.family.checkpoint.added_tokens
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         self.images = transformers.Qwen2VLImageProcessorPil.from_pretrained(directory)
-        self.videos = transformers.Qwen2VLVideoProcessor.from_pretrained(directory)
+        self.videos = transformers.AutoVideoProcessor.from_pretrained(directory)
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
         ).eval()
@@ -101,7 +102,8 @@ class Kind:
         image = Image.fromarray(noise.integers(0, 256, shape, np.uint8))
         plan = self.family.plan_image(image.height, image.width)
         item = Item("image", name, "uint8", plan.shape, 0, plan.tokens, plan.grid_thw)
-        return Medium(item, fit(image, plan), dict(self.images(image, return_tensors="pt")))
+        inputs = dict(self.images(image, return_tensors="pt"))
+        return Medium(item, fit(image, plan), inputs, MediumSize(plan.tokens, name))
 
     def _clip(self, name: str, noise: np.random.Generator, fps: float) -> Medium:
         clip = noise.integers(0, 256, (int(noise.integers(3, 6)), 150, 220, 3), np.uint8)
@@ -117,7 +119,12 @@ class Kind:
             return_tensors="pt",
         )
         timing = {"second_per_grid_ts": torch.tensor([seconds])}
-        return Medium(item, frames, {**inputs, **(timing if self.timed else {})})
+        times = self.family.prompt_times(
+            plan.grid_thw, (np.arange(len(frames)) / fps).tolist(), seconds
+        )
+        text = self.family.prompt_text(plan.grid_thw, times)
+        size = MediumSize(plan.tokens, name, text, times)
+        return Medium(item, frames, {**inputs, **(timing if self.timed else {})}, size)
 
     @property
     def timed(self) -> bool:
@@ -131,7 +138,7 @@ class Kind:
         content = [*parts, {"type": "text", "text": "What colour is it?"}]
         body = {"messages": [{"role": "user", "content": content}], "temperature": 0}
         request = parse(msgspec.json.encode({"max_tokens": ANSWER, **body}))
-        sizes = [MediumSize(medium.item.tokens, medium.item.hash) for medium in media]
+        sizes = [medium.size for medium in media]
         return self.builder.build(request, self.builder.render(request), sizes), media
 
     def encode(self, *requests: Sequence[Medium]) -> list[Media]:
@@ -177,6 +184,8 @@ class Kind:
 
     def outlasts(self, medium: Medium) -> bool:
         """Whether a clip's steps reach further than its height and width, in positions."""
+        if medium.size.times:  # every step is a picture of its own
+            return False
         steps, rows, columns = medium.item.grid_thw or (1, 1, 1)
         return int((steps - 1) * self.pace(medium)) >= max(rows, columns) // 2
 

@@ -40,7 +40,12 @@ class MediumSize(msgspec.Struct, frozen=True):
     """What the prompt must know of one medium when it is loaded."""
 
     tokens: int
+    """Embeddings."""
     hash: str
+    text: str = ""
+    """What stands in its place, placeholders and all; empty: the placeholder, ``tokens`` times."""
+    times: tuple[float, ...] = ()
+    """Seconds that ``text`` names."""
 
 
 class PromptBuilder:
@@ -117,10 +122,12 @@ class PromptBuilder:
                 position=slot.position,
                 tokens=media[slot.medium].tokens,
                 hash=media[slot.medium].hash,
+                spread=self._tokenizer.encode(text) if (text := media[slot.medium].text) else [],
+                times=media[slot.medium].times,
             )
             for slot in rendered.slots
         ]
-        taken = sum(item.tokens for item in items)
+        taken = sum(item.length for item in items)
         length = len(rendered.token_ids) + taken - len(items)
         self._check_length(length, taken)
         return Prompt(

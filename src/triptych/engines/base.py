@@ -172,3 +172,9 @@ def check_media(prompt: Prompt, items: Sequence[TicketItem]) -> None:
                 f"the place is for (modality, hash, tokens) {wanted}, the embeddings are {got}",
                 where=f"items[{index}]",
             )
+        places = place.spread.count(prompt.token_ids[place.position])
+        if place.spread and places != place.tokens:
+            raise InvalidValue(
+                f"{place.tokens} embeddings for {places} placeholders",
+                where=f"items[{index}]",
+            )

@@ -159,10 +159,12 @@ class VllmEngine(Engine):
         if not items:
             return {"prompt_token_ids": prompt.token_ids}
         inputs = self.family.embedding_inputs(items, [embeddings for _, embeddings in media])
+        told = self.family.prompt_inputs(prompt.items, items)
         return {
             "prompt_token_ids": prompt.token_ids,
             "multi_modal_data": {
-                modality: self._handed_over(tensors) for modality, tensors in inputs.items()
+                modality: self._handed_over(tensors, told.get(modality, {}))
+                for modality, tensors in inputs.items()
             },
             "multi_modal_uuids": {
                 modality: [item.hash for item in items if item.modality == modality]
@@ -171,15 +173,16 @@ class VllmEngine(Engine):
         }
 
     def _handed_over(
-        self, tensors: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
-    ) -> dict[str, torch.Tensor] | list[torch.Tensor]:
+        self, tensors: Mapping[str, torch.Tensor] | Sequence[torch.Tensor], told: Mapping[str, Any]
+    ) -> dict[str, Any] | list[torch.Tensor]:
         """The tensors as they go to the engine's process: by value, so from the CPU's memory."""
         if isinstance(tensors, Mapping):
-            return {
+            given = {
                 # Seconds of a clip's step are no embeddings: bfloat16 would move them.
                 name: self._by_value(tensor) if name.endswith("_embeds") else tensor.cpu()
                 for name, tensor in tensors.items()
             }
+            return {**given, **told}
         return [self._by_value(tensor) for tensor in tensors]
 
     def _by_value(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from triptych.contract import (
     ImagePlan,
     Item,
     Modality,
+    PromptItem,
     TicketItem,
     VideoPlan,
 )
@@ -55,8 +56,6 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """The ``model_type`` of config.json that choose this family."""
     modalities: ClassVar[frozenset[Modality]]
-    unserved: ClassVar[Mapping[Modality, str]] = {}
-    """Of what the model could take and ``modalities`` have not: why it is not served."""
     engine_encodes: ClassVar[frozenset[Modality]] = frozenset()
     """Of ``modalities``, those that the engine must be given as pixels, since it takes no
     embeddings of them: the tower hands the pixels on, and the engine keeps its own."""
@@ -154,6 +153,38 @@ class Family(ABC):
                 f"got {item.dtype} of shape {item.shape}"
             )
         self.plan_embeddings(item.modality, (item.shape[0], item.shape[1]), item.grid_thw)
+
+    def prompt_times(
+        self, grid_thw: GridTHW | None, frames: Sequence[float], second_per_grid: float | None
+    ) -> tuple[float, ...]:
+        """Seconds that the prompt tells of a clip, one a step; empty where it tells none.
+
+        Args:
+            grid_thw: Of the clip.
+            frames: Seconds from the clip's start to each of its frames; empty for embeddings.
+            second_per_grid: Seconds from one step to the next, if known.
+
+        Raises:
+            InvalidValue: They are needed, and neither of the two is known.
+        """
+        return ()
+
+    def prompt_text(self, grid_thw: GridTHW | None, times: Sequence[float]) -> str:
+        """What stands in a clip's place in the prompt, placeholders and all.
+
+        Empty: the placeholder, as often as the clip has embeddings.
+        """
+        return ""
+
+    def prompt_inputs(
+        self, places: Sequence[PromptItem], items: Sequence[TicketItem]
+    ) -> Mapping[Modality, Mapping[str, Any]]:
+        """What Hugging Face's model must know of the prompt's media beside `embedding_inputs`.
+
+        Raises:
+            InvalidValue: ``places`` and ``items`` do not go together.
+        """
+        return {}
 
     @abstractmethod
     def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:

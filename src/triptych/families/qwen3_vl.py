@@ -1,18 +1,18 @@
-"""Qwen3-VL, with and without a mixture of experts: images, and embeddings for several layers.
+"""Qwen3-VL, with and without a mixture of experts: images, videos, embeddings for several layers.
 
 The tower gives, beside what goes into the language model's first layer, the features of some of
 its own layers (deepstack), which the language model adds behind its first layers. All stand side
-by side in one row a token.
+by side in one row a token. A clip is a picture after another in the prompt, each after its time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from triptych.contract import Modality
-from triptych.errors import ConfigurationError
+from triptych.contract import GridTHW, Modality, PromptItem, TicketItem
+from triptych.errors import ConfigurationError, InvalidValue
 from triptych.families.base import Tower
 from triptych.families.fields import Activation
 from triptych.families.qwen_processors import PixelSize, Size, VideoProcessor, smart_resize
@@ -70,7 +70,13 @@ class Qwen3VideoProcessor(VideoProcessor, frozen=True):
             grow = max(self.factor / height, self.factor / width)
             height, width = int(height * grow), int(width * grow)
         return smart_resize(
-            height, width, factor=self.factor, min_pixels=least, max_pixels=most, frames=frames
+            height,
+            width,
+            factor=self.factor,
+            min_pixels=least,
+            max_pixels=most,
+            frames=frames,
+            step=self.temporal_patch_size,
         )
 
 
@@ -79,10 +85,6 @@ class Qwen3_VL(QwenVL):
 
     name = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
-    modalities = frozenset[Modality]({"image"})
-    unserved: ClassVar[Mapping[Modality, str]] = {
-        "video": "its prompt has the time before every step of a clip, which is not made yet"
-    }
     vision_type = VisionConfig
     video_processor_type = Qwen3VideoProcessor
     vision: VisionConfig
@@ -91,6 +93,50 @@ class Qwen3_VL(QwenVL):
     def embedding_width(self) -> int:
         """The language model's hidden size, for its first layer and for each deepstack one."""
         return self.hidden_size * (1 + len(self.vision.deepstack_visual_indexes))
+
+    def prompt_times(
+        self, grid_thw: GridTHW | None, frames: Sequence[float], second_per_grid: float | None
+    ) -> tuple[float, ...]:
+        """The middle between the first and the last frame of each step, as in transformers.
+
+        Embeddings of a caller's own are taken to be of evenly spaced frames.
+        """
+        if grid_thw is None:
+            return ()
+        size = self.video_processor.temporal_patch_size
+        if not frames:
+            if second_per_grid is None:
+                raise InvalidValue(f"{self.name} needs second_per_grid_ts with embeddings of video")
+            gap = second_per_grid / size
+            frames = [frame * gap for frame in range(grid_thw[0] * size)]
+        filled = [*frames, *[frames[-1]] * (-len(frames) % size)]
+        return tuple(
+            (filled[first] + filled[first + size - 1]) / 2 for first in range(0, len(filled), size)
+        )
+
+    def prompt_text(self, grid_thw: GridTHW | None, times: Sequence[float]) -> str:
+        """The time before every step, and every step between marks of its own."""
+        if grid_thw is None:
+            return ""
+        pads = self.placeholder("video") * self._tokens((1, *grid_thw[1:]))
+        step = f"<|vision_start|>{pads}<|vision_end|>"
+        return "".join(f"<{time:.1f} seconds>{step}" for time in times)
+
+    def prompt_inputs(
+        self, places: Sequence[PromptItem], items: Sequence[TicketItem]
+    ) -> Mapping[Modality, Mapping[str, Any]]:
+        """``{"video": {"timestamps": [[seconds, …], …]}}``, which vLLM writes the text from."""
+        timestamps = []
+        for index, (place, item) in enumerate(zip(places, items, strict=True)):
+            if place.modality != "video":
+                continue
+            if item.grid_thw is None or len(place.times) != item.grid_thw[0]:
+                raise InvalidValue(
+                    f"{len(place.times)} times for a grid of {item.grid_thw}",
+                    where=f"items[{index}]",
+                )
+            timestamps.append(list(place.times))
+        return {"video": {"timestamps": timestamps}} if timestamps else {}
 
     def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """Read the tower's weights; those of an FP8 checkpoint are scaled back."""

@@ -126,7 +126,14 @@ def read_processor(kind: type[ProcessorType], raw: Mapping[str, Any], what: str)
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, frames: int = 1
+    height: int,
+    width: int,
+    *,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    frames: int = 1,
+    step: int = 1,
 ) -> Size:
     """The size to scale a picture to, exactly as transformers' ``smart_resize`` has it.
 
@@ -137,6 +144,8 @@ def smart_resize(
         min_pixels: Least area of the answer.
         max_pixels: Greatest area of the answer, unless one side is down to ``factor``.
         frames: How many pictures the two areas are for together.
+        step: They are counted by so many, rounded, to find out whether an area is passed, but
+            not to mend that.
 
     Returns:
         (height, width), pixels.
@@ -154,11 +163,12 @@ def smart_resize(
         )
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
-    if frames * new_height * new_width > max_pixels:
+    counted = round(frames / step) * step * new_height * new_width
+    if counted > max_pixels:
         shrink = math.sqrt((frames * height * width) / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
         new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif frames * new_height * new_width < min_pixels:
+    elif counted < min_pixels:
         grow = math.sqrt(min_pixels / (frames * height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor

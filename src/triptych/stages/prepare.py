@@ -65,6 +65,7 @@ class Preparer:
 
     def __init__(self, settings: PreprocessSettings, family: Family, loader: MediaLoader) -> None:
         self._settings = settings
+        self._family = family
         self._loader = loader
         self._builder = PromptBuilder(
             settings.model,
@@ -107,10 +108,22 @@ class Preparer:
             ContextTooLong: Prompt and answer do not fit the context.
         """
         loaded = await _all([self._load(part) for part in begun.media])
-        sizes = [MediumSize(medium.tokens, medium.hash) for medium in loaded]
+        sizes = [self._size(part, medium) for part, medium in zip(begun.media, loaded, strict=True)]
         prompt = self._builder.build(begun.request, begun.rendered, sizes)
         media, items = assemble([loaded[slot.medium] for slot in begun.rendered.slots])
         return Prepared(contract.encode(prompt), media, contract.encode(items))
+
+    def _size(self, part: MediaPart, medium: Loaded) -> MediumSize:
+        """What the prompt must know of a medium."""
+        if medium.modality != "video":
+            return MediumSize(medium.tokens, medium.hash)
+        grid, seconds = medium.grid_thw, medium.second_per_grid
+        try:
+            times = self._family.prompt_times(grid, medium.timestamps, seconds)
+        except InvalidValue as error:
+            raise error.at(part.where) from None
+        text = self._family.prompt_text(grid, times)
+        return MediumSize(medium.tokens, medium.hash, text, times)
 
     async def close(self) -> None:
         """Give the loader's connections and workers back."""
