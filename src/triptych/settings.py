@@ -210,7 +210,10 @@ def load(
     try:
         return msgspec.convert(_split(kind, raw), kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{kind.__name__}: {error}") from None
+        what, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`")
+        given = f"the setting {name} is {raw[name]!r}" if name in raw else kind.__name__
+        raise ConfigurationError(f"{given}: {what.partition(', got')[0]}") from None
 
 
 def as_environ(values: Mapping[str, Any]) -> dict[str, str]:
