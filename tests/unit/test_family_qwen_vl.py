@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -450,3 +451,9 @@ def test_times_go_to_the_engine(directories: dict[str, Path]) -> None:
     with pytest.raises(InvalidValue, match="1 times for a grid of") as caught:
         family.prompt_inputs([picture, short], items)
     assert caught.value.where == "items[1]"
+
+
+def test_a_family_can_be_sent_to_a_media_worker(family: QwenVL) -> None:
+    there = pickle.loads(pickle.dumps(family))
+    assert there.plan_image(300, 200) == family.plan_image(300, 200)
+    assert there.plan_video(4, 300, 200, 2.0) == family.plan_video(4, 300, 200, 2.0)
