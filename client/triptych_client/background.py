@@ -4,19 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+
+def drive(work: Coroutine[Any, Any, T]) -> T:
+    """Drive a coroutine over a blocking transport, which never suspends."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    work.close()
+    raise RuntimeError("a blocking transport has suspended")
+
+
+class Handle(Protocol):
+    """Something that will happen."""
+
+    def cancel(self) -> None:
+        """Let it not happen, if it has not yet."""
+        ...
 
 
 class Background(Protocol):
-    """Runs work to its end, and can be waited for."""
+    """Does work to its end or at a later time, and can be waited for."""
 
     async def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` to its end, though the caller be cancelled."""
         ...
 
+    def after(self, seconds: float, work: Work) -> Handle:
+        """Do ``work`` in a while.
+
+        Raises:
+            RuntimeError: The interpreter is ending.
+        """
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
     async def drain(self) -> None:
-        """Wait until none is left."""
+        """Wait until nothing is being done."""
         ...
 
 
@@ -38,6 +73,17 @@ class ThreadBackground(Background):
                 self._busy -= 1
                 self._changed.notify_all()
 
+    def after(self, seconds: float, work: Work) -> Handle:
+        """As `Background` says."""
+        timer = threading.Timer(seconds, lambda: drive(work()))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    async def sleep(self, seconds: float) -> None:
+        """As `Background` says."""
+        time.sleep(seconds)  # noqa: ASYNC251  where this class serves there is no loop
+
     async def drain(self) -> None:
         """As `Background` says."""
         with self._changed:
@@ -52,11 +98,22 @@ class TaskBackground(Background):
 
     async def run(self, work: Coroutine[Any, Any, None]) -> None:
         """As `Background` says."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        await asyncio.shield(self._start(work))
+
+    def after(self, seconds: float, work: Work) -> Handle:
+        """As `Background` says."""
+        return asyncio.get_running_loop().call_later(seconds, lambda: self._start(work()))
+
+    async def sleep(self, seconds: float) -> None:
+        """As `Background` says."""
+        await asyncio.sleep(seconds)
 
     async def drain(self) -> None:
         """As `Background` says."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
 from triptych_client.answers import Answer, Chunk
+from triptych_client.background import drive
 from triptych_client.conversation import Conversation, Server
 from triptych_client.messages import Message
 from triptych_client.requests import DEFAULT_MODEL, DEFAULT_TIMEOUT_S, Sampling, build_call
-from triptych_client.transport import ModelInfo, Transport, parse_address, run
+from triptych_client.transport import ModelInfo, Transport, parse_address
 
 _SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
 
@@ -26,7 +27,7 @@ def _end_open_answers() -> None:
     takes its modules apart, gRPC can no longer start a call and would wait for ever.
     """
     for server in list(_SERVERS):
-        run(server.end_all())
+        drive(server.end_all())
 
 
 class Client:
@@ -100,7 +101,7 @@ class Client:
 
     def ready(self, model: str = DEFAULT_MODEL) -> bool:
         """Whether the server and the model take requests; False also where there is no server."""
-        return run(self._server.transport.ready(model))
+        return drive(self._server.transport.ready(model))
 
     def models(self) -> list[ModelInfo]:
         """All models in the server's repository.
@@ -108,11 +109,11 @@ class Client:
         Raises:
             ConnectionFailed: There is no server.
         """
-        return run(self._server.transport.models())
+        return drive(self._server.transport.models())
 
     def close(self) -> None:
         """End the answers that are not over, and let go of the connections."""
-        run(self._server.close())
+        drive(self._server.close())
 
     def __enter__(self) -> Self:
         return self
@@ -162,15 +163,15 @@ class ChatStream:
         Raises:
             TriptychClientError: What ended the answer.
         """
-        return run(self._conversation.rest())
+        return drive(self._conversation.rest())
 
     def cancel(self) -> None:
         """End it, on the server too. Does nothing once it has ended."""
-        run(self._conversation.close())
+        drive(self._conversation.close())
 
     def __iter__(self) -> Iterator[Chunk]:
         try:
-            while (chunk := run(self._conversation.next())) is not None:
+            while (chunk := drive(self._conversation.next())) is not None:
                 yield chunk
         finally:
             self.cancel()

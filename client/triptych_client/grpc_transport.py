@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 import grpc
@@ -16,6 +15,7 @@ from triptych_client.errors import TriptychClientError
 from triptych_client.requests import Call
 from triptych_client.transport import (
     CONTROL_TIMEOUT_S,
+    PAUSE_S,
     Address,
     Exchange,
     ModelInfo,
@@ -26,52 +26,74 @@ from triptych_client.transport import (
 class GrpcExchange(Exchange):
     """A chat on a stream of its own, which ends when the answer does."""
 
-    def __init__(self, stream: Any, call: Call, address: Address) -> None:
-        self.ended = False
+    def __init__(self, stream: Any, call: Call, address: Address, background: Background) -> None:
+        self.ended = self.settled = False
         self._stream = stream
         self._call = call
         self._address = address
+        self._background = background
         self._begun = False
-        self._closed = False
+        self._finished = False
+        self._interrupted = False
 
     async def _read(self) -> Any:
-        return next(self._stream, None)
+        try:
+            return next(self._stream, None)
+        except grpc.RpcError:
+            raise
+        except BaseException:  # mostly Ctrl-C; gRPC cannot take a read up again
+            self.ended = self._interrupted = True
+            raise
 
     async def receive(self) -> bytes | None:
         """As `Exchange` says."""
+        if self.ended:
+            return None
         try:
             while (response := await self._read()) is not None:
                 self._begun = True
                 if response.error_message:
-                    self.ended = True
+                    self.settled = True
                 if (chunk := grpc_wire.chunk_of(response)) is not None:
                     return chunk
         except grpc.RpcError as error:
+            self.ended = self._finished = True
             if error.code() is grpc.StatusCode.UNAVAILABLE and not self._begun:
-                self.ended = True  # it has never arrived
+                self.settled = True
             raise grpc_wire.error_of(
                 error, self._address, self._call.timeout, begun=self._begun
             ) from None
-        self.ended = not self._closed
+        self.ended = self.settled = self._finished = True
         return None
 
     async def close(self) -> None:
         """As `Exchange` says."""
-        self._closed = True
-        self._stream.cancel()
+        if self._interrupted and not self._finished:
+            await self._background.sleep(PAUSE_S)
+        if not self._finished:
+            self._stream.cancel()
 
 
 class AsyncGrpcExchange(GrpcExchange):
     """The same on an event loop."""
 
+    _pending: asyncio.Future[Any] | None = None
+
     async def _read(self) -> Any:
+        # A read that is cancelled cancels the whole call, so it goes on though its task does not.
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(self._stream.read())
         try:
-            response = await self._stream.read()
+            response = await asyncio.shield(self._pending)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
-                return None  # the stream was cancelled, not the task that reads it
+            if not self._pending.done():
+                raise
+            self._pending = None
+            return None  # the stream was cancelled, not the task that reads it
+        except grpc.RpcError:
+            self._pending = None
             raise
+        self._pending = None
         return None if response is grpc.aio.EOF else response
 
 
@@ -84,7 +106,7 @@ class GrpcTransport(Transport):
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._background = self._background_type()
+        self.background = self._background_type()
         self._channel = self._connect()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         # Triton takes a stream of requests. Ours hold one, which is the same on the wire, and
@@ -114,8 +136,11 @@ class GrpcTransport(Transport):
 
     def open(self, call: Call) -> GrpcExchange:
         """As `Transport` says."""
-        stream = self._stream(grpc_wire.chat_request(call), timeout=call.timeout)
-        return self._exchange(stream, call, self.address)
+        # The deadline is kept by the conversation, which ends it more gently; this is the last
+        # resort.
+        limit = None if call.timeout is None else call.timeout + CONTROL_TIMEOUT_S
+        stream = self._stream(grpc_wire.chat_request(call), timeout=limit)
+        return self._exchange(stream, call, self.address, self.background)
 
     async def ready(self, model: str) -> bool:
         """As `Transport` says."""
@@ -146,15 +171,13 @@ class GrpcTransport(Transport):
         call = Call(model, request_id, b"", CONTROL_TIMEOUT_S)
         request = grpc_wire.abort_request(model, request_id)
         stream = self._stream(request, timeout=CONTROL_TIMEOUT_S)
-        await self._exchange(stream, call, self.address).receive()
-
-    async def shield(self, work: Coroutine[Any, Any, None]) -> None:
-        """As `Transport` says."""
-        await self._background.run(work)
+        answer = self._exchange(stream, call, self.address, self.background)
+        while not answer.ended:  # dropped halfway it would be a cancel
+            await answer.receive()
 
     async def close(self) -> None:
         """As `Transport` says."""
-        await self._background.drain()
+        await self.background.drain()
         self._channel.close()
 
 
@@ -170,5 +193,5 @@ class AsyncGrpcTransport(GrpcTransport):
 
     async def close(self) -> None:
         """As `Transport` says."""
-        await self._background.drain()
+        await self.background.drain()
         await self._channel.close()

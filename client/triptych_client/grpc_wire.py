@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-import grpc.experimental
 from tritonclient.grpc import service_pb2
 
 from triptych_client import errors
@@ -23,8 +22,6 @@ OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
-    # A stream is read by the thread that waits for it, not by one of gRPC's own.
-    grpc.experimental.ChannelOptions.SingleThreadedUnaryStream: 1,
 }
 
 _STATUS: dict[grpc.StatusCode, type[errors.TriptychClientError]] = {

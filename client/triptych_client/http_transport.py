@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
 from collections import deque
-from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +13,7 @@ import msgspec
 
 from triptych_client import http_wire
 from triptych_client.background import Background, TaskBackground, ThreadBackground
-from triptych_client.errors import ConnectionFailed, DeadlineExceeded, TriptychClientError
+from triptych_client.errors import ConnectionFailed, TriptychClientError
 from triptych_client.requests import Call
 from triptych_client.transport import (
     CONTROL_TIMEOUT_S,
@@ -35,7 +32,7 @@ class HttpExchange(Exchange):
     """A chat as one POST, whose body comes back event by event."""
 
     def __init__(self, client: Any, call: Call, address: Address) -> None:
-        self.ended = False
+        self.ended = self.settled = False
         self._client = client
         self._call = call
         self._address = address
@@ -45,24 +42,29 @@ class HttpExchange(Exchange):
         self._response: Any = None
         self._socket: Any = None
         self._reading = False
-        self._expired = False
-        self._timer: Any = None
 
     async def receive(self) -> bytes | None:
         """As `Exchange` says."""
+        if self.ended:
+            return None
         self._reading = True
         try:
             if self._response is None:
                 await self._start()
             while not self._events:
                 if (data := await self._read()) is None:
-                    self.ended = True
+                    self.ended = self.settled = True
                     return None
                 self._events += self._reader.feed(data)
             return http_wire.chunk_of(self._events.popleft())
         except httpx.HTTPError as error:
-            raise self._error_of(error) from None
+            self.ended = True
+            self.settled = self.settled or _never_arrived(error)
+            raise _connection_error(error, self._address) from None
         except TriptychClientError:
+            self.settled = True
+            raise
+        except BaseException:  # then httpx has closed the connection
             self.ended = True
             raise
         finally:
@@ -70,8 +72,6 @@ class HttpExchange(Exchange):
 
     async def close(self) -> None:
         """As `Exchange` says."""
-        if self._timer is not None:
-            self._timer.cancel()
         if self._reading:
             self._shut()
         elif self._response is not None:
@@ -79,8 +79,6 @@ class HttpExchange(Exchange):
 
     async def _start(self) -> None:
         """Send the request and read the head of the response, which the first CHUNK comes with."""
-        if self._call.timeout is not None:
-            self._timer = self._after(self._call.timeout, self._expire)
         connect = min(CONTROL_TIMEOUT_S, self._call.timeout or CONTROL_TIMEOUT_S)
         request = self._client.build_request(
             "POST",
@@ -96,17 +94,6 @@ class HttpExchange(Exchange):
             while (data := await self._read()) is not None:
                 body += data
             raise http_wire.refusal(self._response.status_code, body)
-
-    def _error_of(self, error: httpx.HTTPError) -> TriptychClientError:
-        if self._expired:
-            return DeadlineExceeded(f"the answer was not whole within {self._call.timeout:g} s")
-        if _never_arrived(error):
-            self.ended = True
-        return _connection_error(error, self._address)
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._shut()
 
     def _shut(self) -> None:
         """End the read that waits, wherever it waits: closing alone would not wake it."""
@@ -124,12 +111,6 @@ class HttpExchange(Exchange):
     @property
     def _trace(self) -> Any:
         return self._see
-
-    def _after(self, seconds: float, action: Any) -> Any:
-        timer = threading.Timer(seconds, action)
-        timer.daemon = True
-        timer.start()
-        return timer
 
     async def _send(self, request: Any) -> Any:
         return self._client.send(request, stream=True)
@@ -154,9 +135,6 @@ class AsyncHttpExchange(HttpExchange):
 
         return see
 
-    def _after(self, seconds: float, action: Any) -> Any:
-        return asyncio.get_running_loop().call_later(seconds, action)
-
     async def _send(self, request: Any) -> Any:
         return await self._client.send(request, stream=True)
 
@@ -179,7 +157,7 @@ class HttpTransport(Transport):
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._background = self._background_type()
+        self.background = self._background_type()
         self._client = self._api(
             base_url=str(address),
             limits=LIMITS,
@@ -219,13 +197,9 @@ class HttpTransport(Transport):
         body = http_wire.abort_body(request_id)
         await self._get("POST", f"{_path(model)}/generate_stream", body)
 
-    async def shield(self, work: Coroutine[Any, Any, None]) -> None:
-        """As `Transport` says."""
-        await self._background.run(work)
-
     async def close(self) -> None:
         """As `Transport` says."""
-        await self._background.drain()
+        await self.background.drain()
         self._client.close()
 
     async def _get(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -251,7 +225,7 @@ class AsyncHttpTransport(HttpTransport):
 
     async def close(self) -> None:
         """As `Transport` says."""
-        await self._background.drain()
+        await self.background.drain()
         await self._client.aclose()
 
     async def _request(self, method: str, path: str, body: bytes | None) -> Any:

@@ -8,17 +8,17 @@ never suspend, and `run` drives them to their end with a single step: no loop, n
 from __future__ import annotations
 
 import re
-from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
+from triptych_client.background import Background
 from triptych_client.requests import Call
-
-T = TypeVar("T")
 
 CONTROL_TIMEOUT_S = 5.0
 """For everything but an answer: health, lists, aborts."""
+PAUSE_S = 0.05
+"""Seconds from an abort to a cut, where the end that it brings cannot be seen."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -41,10 +41,12 @@ class Exchange(Protocol):
     """One chat under way."""
 
     ended: bool
-    """The server has nothing to do for it any more, or never had."""
+    """Nothing more can be received."""
+    settled: bool
+    """The server has nothing more to do for it: it has answered, or has never been reached."""
 
     async def receive(self) -> bytes | None:
-        """The next CHUNK; None: the server has ended the stream.
+        """The next CHUNK; None: the stream is over. After a server's error it still has an end.
 
         Raises:
             TriptychClientError: The server's error, a broken connection, the timeout.
@@ -52,12 +54,15 @@ class Exchange(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of it, at any time, from any thread; a `receive` that waits comes back."""
+        """Cut it, unless it has ended; from any thread, and a `receive` that waits comes back."""
         ...
 
 
 class Transport(Protocol):
     """A way to one server."""
+
+    background: Background
+    """What is still to be done for callers that have gone; `close` waits for it."""
 
     def open(self, call: Call) -> Exchange:
         """Begin a chat; what goes wrong is raised by `Exchange.receive`."""
@@ -77,10 +82,6 @@ class Transport(Protocol):
 
     async def abort(self, model: str, request_id: str) -> None:
         """Tell the decode stage ``model`` to end the generation of ``request_id``."""
-        ...
-
-    async def shield(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work`` to its end, though the caller be cancelled; `close` waits for it."""
         ...
 
     async def close(self) -> None:
@@ -132,14 +133,3 @@ def parse_address(text: str) -> Address:
     if path and scheme.startswith("grpc"):
         raise ValueError(f"an address for gRPC has no path, got {text!r}")
     return Address(scheme, host, path)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Drive a coroutine over a blocking transport, which never suspends."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    work.close()
-    raise RuntimeError("a blocking transport has suspended")

@@ -25,6 +25,7 @@ from triptych_client import (
     Overloaded,
     Unavailable,
 )
+from triptych_client.conversation import GRACE_S
 
 
 def chunk(text: str, finish: str | None = None) -> bytes:
@@ -34,16 +35,35 @@ def chunk(text: str, finish: str | None = None) -> bytes:
 
 
 class Script:
-    """What a counterpart does with a chat: pieces to send, texts of errors, or actions."""
+    """What a counterpart does with a chat: pieces to send, texts of errors, or actions.
 
-    def __init__(self, *steps: bytes | str | Callable[[], object]) -> None:
-        self.steps = steps
+    An abort ends it as it ends a generation, unless it is ``deaf``.
+    """
+
+    def __init__(self, *steps: bytes | str | Callable[[], object], deaf: bool = False) -> None:
+        self._steps = steps
+        self._deaf = deaf
         self.aborts: list[str] = []
         self.requests: list[str] = []
         self.release = threading.Event()
 
     def wait(self) -> None:
         self.release.wait(20)
+
+    def abort(self, request_id: str) -> None:
+        self.aborts.append(request_id)
+        if not self._deaf:
+            self.release.set()
+
+    def play(self) -> Iterator[bytes | str]:
+        for step in self._steps:
+            if self.release.is_set():
+                yield "[cancelled] the generation was ended"
+                return
+            if callable(step):
+                step()
+            else:
+                yield step
 
 
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -61,14 +81,11 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelStreamInfer(self, requests, context):
         for request in requests:
             if request.model_name == "decode_x":
-                self.script.aborts.append(request.parameters["abort"].string_param)
+                self.script.abort(request.parameters["abort"].string_param)
                 continue
             self.script.requests.append(request.id)
-            for step in self.script.steps:
+            for step in self.script.play():
                 response = service_pb2.ModelStreamInferResponse()
-                if callable(step):
-                    step()
-                    continue
                 if isinstance(step, str):
                     response.error_message = step
                 else:
@@ -110,7 +127,7 @@ def over_http(script: Script) -> Iterator[str]:
                 step = {"model_name": "decode_x", "output_map": {"OUT": "CHUNK"}}
                 _reply(connection, json.dumps({"ensemble_scheduling": {"step": [step]}}).encode())
             elif "/decode_x/" in path:
-                script.aborts.append(json.loads(body)["abort"])
+                script.abort(json.loads(body)["abort"])
                 _reply(connection, b"")
             else:
                 script.requests.append(json.loads(body)["id"])
@@ -148,10 +165,7 @@ def _reply(connection: socket.socket, body: bytes) -> None:
 
 def _play(connection: socket.socket, script: Script) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for step in script.steps:
-        if callable(step):
-            step()
-            continue
+    for step in script.play():
         content = {"error": step} if isinstance(step, str) else {"CHUNK": step.decode()}
         event = f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
         # One byte a piece cuts every character of several bytes.
@@ -244,6 +258,57 @@ def test_a_timeout_before_anything_has_come(over, read):
 
 
 @transports
+@clients
+def test_a_server_that_does_not_hear_the_abort_is_left(over, read):
+    script = Script(lambda: script.wait(), deaf=True)
+    with over(script) as address:
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            read(address, timeout=0.2)
+        assert time.monotonic() - began < 0.2 + GRACE_S + 0.5
+        assert script.aborts == script.requests
+
+
+@transports
+def test_an_answer_that_nobody_reads_ends_with_its_timeout(over):
+    script = Script(chunk("a"), lambda: script.wait())
+    with over(script) as address, Client(address) as client:
+        stream = client.chat("a", timeout=0.3)
+        pieces = iter(stream)
+        next(pieces)
+        time.sleep(0.6)
+        assert script.aborts == script.requests
+        with pytest.raises(DeadlineExceeded):
+            next(pieces)
+        assert not stream.cancelled
+
+
+@transports
+@clients
+def test_leaving_a_whole_answer_aborts_nothing_and_reads_to_the_end(over, read):
+    """A gRPC stream that is cancelled just as its last response goes out can crash Triton."""
+    ended = threading.Event()
+    script = Script(chunk("a", "stop"), lambda: time.sleep(0.2), chunk(""), ended.set)
+    with over(script) as address:
+        if read is read_sync:
+            with Client(address) as client:
+                for piece in client.chat("a"):
+                    if piece.finish_reason:
+                        break
+        else:
+            asyncio.run(leave_at_the_finish(address))
+        assert ended.is_set()
+    assert script.aborts == []
+
+
+async def leave_at_the_finish(address: str) -> None:
+    async with AsyncClient(address) as client:
+        async for piece in client.chat("a"):
+            if piece.finish_reason:
+                break
+
+
+@transports
 def test_a_failed_answer_stays_failed(over):
     with (
         over(Script(chunk("a"), "[not_found] no such thing")) as address,
@@ -316,6 +381,18 @@ async def test_a_task_that_waits_for_the_first_piece_is_woken(over):
             await asyncio.sleep(0.3)
             await stream.cancel()
             assert (await asyncio.wait_for(reader, 2)).text == ""
+        assert script.aborts == script.requests
+
+
+@transports
+async def test_a_request_is_sent_once(over):
+    """Also when its task is cancelled before the server has said anything."""
+    script = Script(lambda: script.wait())
+    with over(script) as address:
+        async with AsyncClient(address) as client:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.chat("a", stream=False), 0.3)
+        assert len(script.requests) == 1
         assert script.aborts == script.requests
 
 
