@@ -13,7 +13,7 @@ REDUCING_GAP = 1.5
 """What is left to shrink after decoding, at least: the coarse step must not show."""
 MAX_REDUCTION = 8
 """Of libjpeg's fast inverse DCTs, which are 1/2, 1/4 and 1/8."""
-FILTER = Image.Resampling.BILINEAR
+FILTER = "bilinear"
 
 
 def reduction(picture: Image.Image, height: int, width: int) -> int:

@@ -2,8 +2,8 @@
 
 Exact mode gives the pixels of Hugging Face's PIL-backed image processors: the picture upright, in
 RGB, ``PIL.Image.resize`` with the plan's filter, centre crop. Where the caller's picture has alpha
-it is laid over white. libjpeg-turbo through simplejpeg gives the same pixels as through Pillow and
-takes less time for it, so baseline JPEGs go that way, straight into the layout Pillow resizes.
+it is laid over white. libjpeg-turbo through simplejpeg and our own `resample` give the same pixels
+as Pillow and take less time for it; whatever is unusual goes through Pillow.
 
 Fast mode (see `fast`) scales while it decodes, and by a cheaper filter than the plan's.
 """
@@ -23,7 +23,7 @@ from PIL import Image, PngImagePlugin
 
 from triptych.contract import ImagePlan, VideoPlan
 from triptych.errors import MediaError, MediaTooLarge, MediaType, MediaUnreadable
-from triptych.media import fast
+from triptych.media import fast, resample
 from triptych.media.base import MediaOptions, Pixels, Planner
 from triptych.media.sniff import JPEG, PNG, WEBP, describe, sniff
 
@@ -120,9 +120,10 @@ def _pixels(
 ) -> Pixels:
     if mode == "fast":
         return _fast(image, data, turn, plan)
-    picture = (_turbo(data, image) if _plain_jpeg(image) else None) or _rgb(image)
+    pixels = _turbo(data, image) if _plain_jpeg(image) else None
+    picture = _rgb(image) if pixels is None else pixels
     if turn is not None:
-        picture = picture.transpose(turn)
+        picture = _picture(picture).transpose(turn)
     return fit(picture, plan)
 
 
@@ -165,16 +166,19 @@ def _plain_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
-def _turbo(data: bytes | memoryview, image: Image.Image, reduction: int = 1) -> Image.Image | None:
+def _turbo(data: bytes | memoryview, image: Image.Image, reduction: int = 1) -> Pixels | None:
     """The JPEG decoded by libjpeg-turbo; None: it has a flaw for Pillow to judge.
 
-    The picture lies in a buffer that the next call overwrites: fresh pages for every picture
-    would cost as much as half the decoding.
+    The pixels lie in a buffer that the next call overwrites: fresh pages for every picture would
+    cost as much as half the decoding.
 
     Args:
         data: The file.
         image: The same, opened and not decoded.
         reduction: 1, or 2, 4 or 8 to decode to that part of the size, with less care.
+
+    Returns:
+        Shape (height, width, 4), red, green, blue and one byte of nothing.
     """
     least = {
         "min_height": -(-image.height // reduction),
@@ -183,15 +187,42 @@ def _turbo(data: bytes | memoryview, image: Image.Image, reduction: int = 1) -> 
         "fastupsample": True,
     }
     try:
-        pixels = simplejpeg.decode_jpeg(
+        pixels: Pixels = simplejpeg.decode_jpeg(
             data, "RGBX", buffer=_scratch(image), **(least if reduction > 1 else {})
         )
     except ValueError:
         return None
-    height, width, _ = pixels.shape
+    return pixels
+
+
+def _picture(pixels: Image.Image | Pixels) -> Image.Image:
+    """Pixels of four bytes as a Pillow picture in the same memory."""
+    if isinstance(pixels, Image.Image):
+        return pixels
+    size = (pixels.shape[1], pixels.shape[0])
     # As Image.frombuffer does for RGBX; Pillow keeps RGB in the same four bytes a pixel, and
     # scales three of them in less time than four.
-    return Image.Image()._new(_core.map_buffer(pixels, (width, height), "raw", 0, ("RGB", 0, 1)))
+    return Image.Image()._new(_core.map_buffer(pixels, size, "raw", 0, ("RGB", 0, 1)))
+
+
+def _scaled(source: Image.Image | Pixels, height: int, width: int, resampling: str) -> Pixels:
+    """Shape (height, width, 3), as ``PIL.Image.resize`` makes it."""
+    if resample.available():
+        pixels = source if isinstance(source, np.ndarray) else _four_bytes(source)
+        scaled = resample.resize(pixels, height, width, resampling)
+        if scaled is not None:
+            return scaled
+    picture = _picture(source).resize((width, height), _FILTERS[resampling])
+    return _packed(picture, "RGB")
+
+
+def _four_bytes(picture: Image.Image) -> Pixels:
+    return _packed(picture, "RGBX")
+
+
+def _packed(picture: Image.Image, layout: str) -> Pixels:
+    packed = np.frombuffer(picture.tobytes("raw", layout), np.uint8)
+    return packed.reshape(picture.height, picture.width, len(layout))
 
 
 def _scratch(image: Image.Image) -> npt.NDArray[np.uint8] | None:
@@ -217,14 +248,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(picture: Image.Image, plan: ImagePlan | VideoPlan) -> Pixels:
+def fit(picture: Image.Image | Pixels, plan: ImagePlan | VideoPlan) -> Pixels:
     """Scale and crop an RGB or RGBX picture as ``transformers.image_transforms`` does."""
-    height, width = plan.resize
-    packed = picture.resize((width, height), _FILTERS[plan.resample]).tobytes("raw", "RGB")
-    pixels: Pixels = np.frombuffer(packed, np.uint8).reshape(height, width, 3)
-    if plan.crop is not None:
-        pixels = np.ascontiguousarray(_centre_crop(pixels, *plan.crop))
-    return pixels
+    return _cropped(_scaled(picture, *plan.resize, plan.resample), plan)
+
+
+def _cropped(pixels: Pixels, plan: ImagePlan | VideoPlan) -> Pixels:
+    if plan.crop is None:
+        return pixels
+    return np.ascontiguousarray(_centre_crop(pixels, *plan.crop))
 
 
 def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -246,13 +278,13 @@ def _fast(image: Image.Image, data: bytes | memoryview, turn: Turn, plan: ImageP
     height, width = plan.resize
     if turn in _SIDEWAYS:
         height, width = width, height
-    picture = None
+    pixels = None
     if _plain_jpeg(image):
-        picture = _turbo(data, image, fast.reduction(image, height, width))
-    picture = (picture or _rgb(image)).resize((width, height), fast.FILTER)
+        pixels = _turbo(data, image, fast.reduction(image, height, width))
+    scaled = _scaled(_rgb(image) if pixels is None else pixels, height, width, fast.FILTER)
     if turn is not None:
-        picture = picture.transpose(turn)
-    return fit(picture, plan)  # of that size already: only the crop is left
+        scaled = np.asarray(Image.fromarray(scaled).transpose(turn))
+    return _cropped(scaled, plan)
 
 
 def _reason(error: Exception) -> str:
