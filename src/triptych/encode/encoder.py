@@ -22,6 +22,10 @@ logger = logging.getLogger("triptych.encode")
 
 MIB = 1 << 20
 
+Room = Callable[[int], torch.Tensor]
+"""Gives so many bytes of memory on the encoder's device for a request's embeddings: uint8, shape
+(bytes,). May raise a `TriptychError`."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -100,12 +104,15 @@ class Encoder:
         self._on_result = on_result
 
     def encode(
-        self, requests: Sequence[tuple[Sequence[Item], torch.Tensor]]
+        self,
+        requests: Sequence[tuple[Sequence[Item], torch.Tensor]],
+        rooms: Sequence[Room] | None = None,
     ) -> list[Encoded | TriptychError]:
         """Encode the media of several requests together.
 
         Args:
             requests: Each request's ITEMS and its MEDIA, uint8 of shape (bytes,), on any device.
+            rooms: Where each request's embeddings go; None: into tensors of their own.
 
         Returns:
             One answer a request, in order. A request with a faulty item has the error in its
@@ -121,8 +128,10 @@ class Encoder:
             for batch in batches(jobs, self._max_tokens):
                 self._run(batch)
             answers = [
-                self._answer(items, plan) if isinstance(plan, list) else plan
-                for (items, _), plan in zip(requests, planned, strict=True)
+                self._answer(items, plan, room) if isinstance(plan, list) else plan
+                for (items, _), plan, room in zip(
+                    requests, planned, rooms or [self._room] * len(requests), strict=True
+                )
             ]
             if self.device.type == "cuda":
                 # What the answers are copied from may be evicted once it is unpinned.
@@ -168,7 +177,12 @@ class Encoder:
             raise InternalError(f"the tower made {got}, expected {expected}")
         return embeddings
 
-    def _answer(self, items: Sequence[Item], jobs: list[Job]) -> Encoded | TriptychError:
+    def _room(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def _answer(
+        self, items: Sequence[Item], jobs: list[Job], room: Room
+    ) -> Encoded | TriptychError:
         parts: list[torch.Tensor] = []
         entries: list[TicketItem] = []
         offset = 0
@@ -179,18 +193,12 @@ class Encoder:
             parts.append(job.result)
             entries.append(_entry(item, job.result, offset))
             offset = aligned(offset + entries[-1].nbytes)
-        return Encoded(self._join(parts, entries), Ticket(entries))
-
-    def _join(self, parts: list[torch.Tensor], entries: list[TicketItem]) -> torch.Tensor:
-        """One allocation with each part at its entry's offset."""
-        end = entries[-1].offset + entries[-1].nbytes if entries else 0
-        whole = torch.empty(end, dtype=torch.uint8, device=self.device)
-        at = 0
-        for part, entry in zip(parts, entries, strict=True):
-            whole[at : entry.offset] = 0
-            at = entry.offset + entry.nbytes
-            whole[entry.offset : at].view(part.dtype).view(part.shape).copy_(part)
-        return whole
+        try:
+            whole = room(entries[-1].offset + entries[-1].nbytes if entries else 0)
+        except TriptychError as error:
+            return error
+        _join(parts, entries, whole)
+        return Encoded(whole, Ticket(entries))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -199,6 +207,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _join(parts: list[torch.Tensor], entries: list[TicketItem], whole: torch.Tensor) -> None:
+    """Put each part at its entry's offset."""
+    at = 0
+    for part, entry in zip(parts, entries, strict=True):
+        whole[at : entry.offset] = 0
+        at = entry.offset + entry.nbytes
+        whole[entry.offset : at].view(part.dtype).view(part.shape).copy_(part)
 
 
 def _entry(item: Item, embeddings: torch.Tensor, offset: int) -> TicketItem:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from triptych import contract, families
 from triptych.chat.chunks import ChunkWriter, TokenLogprob, TopLogprob
@@ -24,6 +25,10 @@ from triptych.stages import backend
 from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_ticket
 from triptych.stages.generations import Generations
 from triptych.stages.outbox import Outbox, Parcel, Sender
+from triptych.stages.roads import Fetchers
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("triptych.stages.decode")
 
@@ -46,12 +51,14 @@ class DecodeModel:
         settings = backend.model_settings(DecodeSettings, args)
         backend.configure_logging(settings.log_level)
         engine = self.engine_type(settings, families.load(settings.model))
+        self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()
         self._generations = Generations(engine, self._sender)
         try:
             self._generations.start()
         except BaseException:
+            self._fetchers.close()
             self._sender.stop(SEND_TIMEOUT_S)
             raise
         logger.info("serving %s with %s", settings.model, engine.name)
@@ -68,6 +75,7 @@ class DecodeModel:
     def finalize(self) -> None:
         """End every generation, the engine and the threads; a second call does nothing."""
         if hasattr(self, "_generations"):
+            self._fetchers.close()
             self._generations.stop()
             self._sender.stop(SEND_TIMEOUT_S)
 
@@ -78,11 +86,21 @@ class DecodeModel:
             self._sender.put(Outbox(reply, stream=False), base.Delta("", 0, finish_reason="stop"))
             return
         prompt = read_prompt(request)
-        items = read_ticket(request)
-        media = list(zip(items, read_embeddings(request, items), strict=True))
+        ticket = read_ticket(request)
+        embeddings = read_embeddings(request) if ticket.items else None
+        fetched = self._fetchers.choose(ticket).fetch(ticket, embeddings)
         reply.prompt = prompt
         outbox = Outbox(reply, stream=prompt.stream)
-        self._generations.begin(request.request_id(), prompt, media, outbox)
+        request_id = request.request_id()
+
+        def begin(fetched: Future[list[torch.Tensor]]) -> None:
+            try:
+                media = list(zip(ticket.items, fetched.result(), strict=True))
+                self._generations.begin(request_id, prompt, media, outbox)
+            except Exception as error:
+                self._sender.fail(outbox, error)
+
+        fetched.add_done_callback(begin)
 
 
 class TritonReply:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import triton_python_backend_utils as pb_utils
 
 from triptych import contract
-from triptych.contract import Prompt, TicketItem
+from triptych.contract import Prompt, Ticket
 from triptych.errors import InvalidValue
 from triptych.stages import backend
 
@@ -26,36 +25,27 @@ def read_prompt(request: Any) -> Prompt:
     return _decode(backend.read_bytes(request, contract.PROMPT), Prompt, contract.PROMPT)
 
 
-def read_ticket(request: Any) -> list[TicketItem]:
-    """The items of the request's TICKET.
+def read_ticket(request: Any) -> Ticket:
+    """The request's TICKET.
 
     Raises:
-        InvalidValue: It is missing, not what the encoder writes, or names a road not served.
+        InvalidValue: It is missing, or not what the encoder writes.
     """
     data = backend.read_bytes(request, contract.TICKET)
-    items = _decode(data, contract.Ticket, contract.TICKET).items
-    for index, item in enumerate(items):
-        if item.where != "tensor":
-            raise InvalidValue(
-                f"embeddings by {item.where} are not served yet; map EMBEDDINGS in the ensemble",
-                where=f"{contract.TICKET}.items[{index}].where",
-            )
-    return items
+    return _decode(data, Ticket, contract.TICKET)
 
 
-def read_embeddings(request: Any, items: Sequence[TicketItem]) -> list[torch.Tensor]:
-    """Each item's embeddings in EMBEDDINGS, (tokens, width), on the device they came on.
+def read_embeddings(request: Any) -> torch.Tensor | None:
+    """The request's EMBEDDINGS, uint8, shape (bytes,), on the device they came on; None: none came.
 
     Raises:
-        InvalidValue: EMBEDDINGS is missing, of another type, or shorter than the ticket says.
+        InvalidValue: They are of another type or shape.
     """
-    if not items:
-        return []
-    import torch
-
     tensor = pb_utils.get_input_tensor_by_name(request, contract.EMBEDDINGS)
     if tensor is None:
-        raise InvalidValue("this input is missing, and the ticket has items", where="EMBEDDINGS")
+        return None
+    import torch
+
     # as_numpy() is a copy that numpy owns, made when the request came in; a view of Triton's
     # memory would not outlive this execute. DLPack's capsule keeps its tensor.
     data = (
@@ -68,24 +58,7 @@ def read_embeddings(request: Any, items: Sequence[TicketItem]) -> list[torch.Ten
             f"must be UINT8 of shape (1, bytes), got {data.dtype} of shape {tuple(data.shape)}",
             where=contract.EMBEDDINGS,
         )
-    return [_view(data[0], index, item) for index, item in enumerate(items)]
-
-
-def _view(data: torch.Tensor, index: int, item: TicketItem) -> torch.Tensor:
-    import torch
-
-    where = f"{contract.TICKET}.items[{index}]"
-    end = item.offset + item.nbytes
-    if min(item.shape) < 1 or item.offset < 0 or end > data.numel():
-        raise InvalidValue(
-            f"bytes {item.offset} to {end} of {data.numel()}, for shape {item.shape}", where=where
-        )
-    if item.offset % contract.ITEM_ALIGNMENT:
-        raise InvalidValue(
-            f"offset {item.offset} is no multiple of {contract.ITEM_ALIGNMENT}", where=where
-        )
-    dtype = getattr(torch, item.dtype)
-    return data[item.offset : end].view(dtype).view(item.shape)
+    return data[0]
 
 
 def _decode(data: bytes, kind: type[contract.Payload], name: str) -> contract.Payload:

@@ -19,9 +19,11 @@ from triptych.encode import Encoded, Encoder, lookup
 from triptych.encode.lookup_server import LookupServer
 from triptych.encode.peers import Peers
 from triptych.errors import ConfigurationError, InvalidValue, TriptychError
+from triptych.handover import Publisher
 from triptych.settings import EncoderSettings
 from triptych.stages import backend
 from triptych.stages.encoder_metrics import Metrics
+from triptych.stages.roads import Publishers
 
 logger = logging.getLogger("triptych.stages.encoder")
 
@@ -47,6 +49,7 @@ class EncoderModel:
             on_batch=self._metrics.batch,
             name=lookup.instance(args["model_name"], args["model_instance_name"]),
         )
+        self._publishers = Publishers(settings, self._encoder.device)
         self._lookup = start_lookup(self._encoder) if self._encoder.cache.enabled else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -54,28 +57,34 @@ class EncoderModel:
         answers: list[Any] = [None] * len(requests)
         places: list[int] = []
         work: list[tuple[list[contract.Item], torch.Tensor]] = []
+        publishers: list[Publisher] = []
         for place, request in enumerate(requests):
             try:
-                work.append((read_items(request), read_media(request)))
+                items, media = read_items(request), read_media(request)
+                outputs = request.requested_output_names()
+                publishers.append(self._publishers.choose(outputs, items))
+                work.append((items, media))
                 places.append(place)
             except Exception as error:
                 answers[place] = backend.error_response(error, request.request_id())
         try:
-            encoded = self._encoder.encode(work)
+            encoded = self._encoder.encode(work, [publisher.room for publisher in publishers])
         except Exception as error:
             for place in places:
                 answers[place] = backend.error_response(error, requests[place].request_id())
             return answers
-        for place, answer in zip(places, encoded, strict=True):
-            answers[place] = respond(requests[place], answer)
+        for place, answer, publisher in zip(places, encoded, publishers, strict=True):
+            answers[place] = respond(requests[place], answer, publisher)
         self._metrics.cache(self._encoder.cache)
         return answers
 
     def finalize(self) -> None:
-        """End the look-up and remove its socket; a second call does nothing."""
+        """End the look-up, remove its socket, and end all leases; a second call does nothing."""
         lookups: LookupServer | None = getattr(self, "_lookup", None)
         if lookups:
             lookups.stop()
+        if hasattr(self, "_publishers"):
+            self._publishers.close()
 
 
 def choose_device(name: str, args: Mapping[str, str]) -> torch.device:
@@ -143,10 +152,14 @@ def read_media(request: Any) -> torch.Tensor:
     return media[0]
 
 
-def respond(request: Any, answer: Encoded | TriptychError) -> Any:
+def respond(request: Any, answer: Encoded | TriptychError, publisher: Publisher) -> Any:
     """The response with the outputs that were asked for."""
-    if isinstance(answer, TriptychError):
-        return backend.error_response(answer, request.request_id())
+    try:
+        if isinstance(answer, TriptychError):
+            raise answer
+        ticket = publisher.publish(answer.embeddings, answer.ticket)
+    except Exception as error:
+        return backend.error_response(error, request.request_id())
     wanted = request.requested_output_names()
     tensors = []
     if contract.EMBEDDINGS in wanted:
@@ -157,6 +170,6 @@ def respond(request: Any, answer: Encoded | TriptychError) -> Any:
             else pb_utils.Tensor.from_dlpack(contract.EMBEDDINGS, embeddings)
         )
     if contract.TICKET in wanted:
-        ticket = contract.encode(answer.ticket)
-        tensors.append(backend.text_tensor(contract.TICKET, ticket, shape=(1, 1)))
+        data = contract.encode(ticket)
+        tensors.append(backend.text_tensor(contract.TICKET, data, shape=(1, 1)))
     return backend.response(*tensors)

@@ -1,0 +1,403 @@
+"""Decode's end of the road NIXL: reads by ticket, verifies, releases.
+
+A fetch is tried at once, in the caller's thread: on one host the bytes are there when NIXL's call
+returns. What is not done then is driven on by a thread, which sleeps while there is nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from triptych.contract import TICKET, NixlSpan, Ticket, TicketItem
+from triptych.errors import (
+    InvalidValue,
+    LeaseLost,
+    Overloaded,
+    TriptychError,
+    Unavailable,
+)
+from triptych.handover import seal
+from triptych.handover.agent import Agent
+from triptych.handover.arena import Arena
+from triptych.handover.owner import Release
+from triptych.handover.peers import Peers
+from triptych.handover.tensor import shaped
+
+logger = logging.getLogger("triptych.handover")
+
+FIRST_WAIT_S, LAST_WAIT_S = 50e-6, 1e-3
+"""Between two looks at what is under way: from the first to the last, doubling."""
+LINGER_S = 0.01
+"""How long the thread drives on what was sent, after the last fetch."""
+QUARANTINE_S = 10.0
+"""How long memory is not used again whose transfer was given up: bytes may still arrive."""
+
+
+class Spot(NamedTuple):
+    """One item of a part."""
+
+    place: int
+    """In the ticket."""
+    item: TicketItem
+    span: NixlSpan
+
+
+@dataclass(eq=False)
+class Part:
+    """What a ticket has under one lease: one read."""
+
+    spots: list[Spot]
+    offset: int | None = None
+    """In the reader's arena."""
+    handle: Any = None
+    done: bool = False
+
+    @property
+    def first(self) -> NixlSpan:
+        """Any of the spans: they differ in address and checksum alone."""
+        return self.spots[0].span
+
+    @property
+    def nbytes(self) -> int:
+        """From the header to the last item's end."""
+        return max(spot.span.address + spot.item.nbytes for spot in self.spots) - self.first.header
+
+
+@dataclass(eq=False)
+class Fetch:
+    """One ticket's way here."""
+
+    ticket: Ticket
+    parts: list[Part]
+    deadline: float
+    future: Future[list[torch.Tensor]] = field(default_factory=Future)
+
+
+class Abandoned(NamedTuple):
+    """A part whose transfer was given up."""
+
+    handle: Any
+    offset: int
+    until: float
+
+
+class NixlFetcher:
+    """Fetches embeddings from the encoders that tickets name. Any thread may call.
+
+    Args:
+        capacity: Bytes that may be here at a time.
+        key: `triptych.handover.trust.load_key`.
+        timeout_s: One fetch may take, in seconds.
+
+    Raises:
+        ConfigurationError: NIXL is not there or does not start.
+    """
+
+    def __init__(self, capacity: int, key: bytes, timeout_s: float = 10.0) -> None:
+        begun = time.monotonic()
+        self._timeout_s = timeout_s
+        self._arena = Arena(capacity)
+        self._agent = Agent("decode")
+        self._agent.register(self._arena)
+        self._peers = Peers(self._agent, key)
+        self._active: list[Fetch] = []
+        self._abandoned: deque[Abandoned] = deque()
+        self._drive_until = 0.0
+        self._untold = False
+        """Whether there is a peer whose transport was not logged yet."""
+        self._closing = False
+        self._changed = threading.Condition(threading.RLock())
+        self._thread = threading.Thread(target=self._run, name="triptych-handover", daemon=True)
+        self._thread.start()
+        logger.info(
+            "%s reads embeddings into %d MiB, after %.1f s",
+            self._agent.name,
+            capacity >> 20,
+            time.monotonic() - begun,
+        )
+
+    @property
+    def used(self) -> int:
+        """Bytes of the arena that somebody has, or that a transfer may still write to."""
+        return self._arena.used
+
+    @property
+    def peers(self) -> int:
+        """How many encoders are known."""
+        return len(self._peers)
+
+    def fetch(
+        self, ticket: Ticket, embeddings: torch.Tensor | None = None
+    ) -> Future[list[torch.Tensor]]:
+        """See `triptych.handover.Fetcher`; ``embeddings`` has no meaning here."""
+        fetch = Fetch(ticket, [], time.monotonic() + self._timeout_s)
+        fetch.future.set_running_or_notify_cancel()  # nobody can cancel it
+        try:
+            fetch.parts = parts(ticket)
+        except TriptychError as error:
+            fetch.future.set_exception(error)
+            return fetch.future
+        with self._changed:
+            if self._closing:
+                fetch.future.set_exception(Unavailable("the stage is stopping"))
+                return fetch.future
+            self._sweep()
+            ended = self._advance([fetch])
+            if not ended:
+                self._active.append(fetch)
+                self._changed.notify_all()
+        self._finish(ended)
+        return fetch.future
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of an encoder; the next ticket that names it brings it back."""
+        with self._changed:
+            self._peers.drop(name)
+
+    def close(self) -> None:
+        """Fail what is under way, end the thread, and give the memory back."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+            for fetch in self._active:
+                self._fail(fetch, Unavailable("the stage is stopping"))
+            self._active.clear()
+            self._changed.notify_all()
+        self._thread.join()
+        self._agent.close()
+
+    def _run(self) -> None:
+        wait = FIRST_WAIT_S
+        while True:
+            with self._changed:
+                if not self._active and time.monotonic() >= self._drive_until:
+                    self._changed.wait_for(lambda: self._active or self._drives() or self._closing)
+                    wait = FIRST_WAIT_S
+                if self._closing:
+                    return
+                try:
+                    self._agent.notifications()
+                except Exception:
+                    logger.exception("%s cannot be driven on", self._agent.name)
+                ended = self._advance(self._active)
+                self._active = [fetch for fetch in self._active if fetch not in ended]
+            self._finish(ended)
+            time.sleep(wait)
+            wait = min(2 * wait, LAST_WAIT_S)
+
+    def _drives(self) -> bool:
+        return time.monotonic() < self._drive_until
+
+    def _advance(self, fetches: Iterable[Fetch]) -> list[Fetch]:
+        """Take each fetch as far as it goes; those that have come to an end, good or bad."""
+        ended = []
+        for fetch in list(fetches):
+            if fetch.future.done():  # it failed with another one
+                ended.append(fetch)
+                continue
+            for part in fetch.parts:
+                try:
+                    self._step(fetch, part)
+                except TriptychError as error:
+                    self._fail(fetch, error)
+                    break
+                except Exception as error:
+                    self._lose(fetch, part, error)
+                    break
+            if fetch.future.done() or all(part.done for part in fetch.parts):
+                ended.append(fetch)
+        return ended
+
+    def _step(self, fetch: Fetch, part: Part) -> None:
+        if part.done:
+            return
+        span = part.first
+        if part.offset is None:
+            part.offset = self._room(part.nbytes)
+        if part.offset is not None and part.handle is None:
+            if self._peers.use(span.agent, fetch.ticket.agents[span.agent]):
+                self._untold = True
+            part.handle = self._agent.read(
+                span.agent,
+                (self._arena.memory, self._arena.device_id, self._arena.address + part.offset),
+                (span.memory, span.device, span.header),
+                part.nbytes,
+            )
+            self._peers.begin(span.agent)
+        if part.handle is not None and self._agent.done(part.handle):
+            part.done = True
+            self._peers.end(span.agent)
+            self._agent.release(part.handle)
+            part.handle = None
+        elif time.monotonic() > fetch.deadline:
+            if part.handle is None:
+                raise Overloaded(
+                    f"no room to fetch {part.nbytes} bytes of embeddings into within "
+                    f"{self._timeout_s:g} s (handover_buffer_mb)"
+                )
+            raise TimeoutError(f"no end of the transfer within {self._timeout_s:g} s")
+
+    def _room(self, nbytes: int) -> int | None:
+        if nbytes > self._arena.capacity:
+            raise InvalidValue(
+                f"the embeddings have {nbytes} bytes, at most {self._arena.capacity} can be "
+                "fetched (handover_buffer_mb)"
+            )
+        return self._arena.take(nbytes)
+
+    def _lose(self, fetch: Fetch, part: Part, cause: Exception) -> None:
+        """A transfer has failed: its peer, and all else that comes from there, is given up."""
+        name = part.first.agent
+        self._agent.reaches()  # for UCX's complaints
+        logger.warning("the way to %s is lost: %s: %s", name, type(cause).__name__, cause)
+        for other in {fetch, *self._active}:
+            if any(one.first.agent == name and not one.done for one in other.parts):
+                error = Unavailable(
+                    f"the encoder {name}, which has the embeddings, cannot be reached ({cause}); "
+                    "send the request again"
+                )
+                self._fail(other, error)
+        self._peers.drop(name)
+
+    def _fail(self, fetch: Fetch, error: TriptychError) -> None:
+        """End a fetch; the memory of transfers that have not ended is kept out of use."""
+        if fetch.future.done():
+            return
+        for part in fetch.parts:
+            if part.handle is not None:
+                self._peers.end(part.first.agent)
+                until = time.monotonic() + QUARANTINE_S
+                self._abandoned.append(Abandoned(part.handle, part.offset or 0, until))
+            elif part.offset is not None:
+                self._arena.give(part.offset)
+            part.handle = part.offset = None
+        fetch.future.set_exception(error)
+
+    def _sweep(self) -> None:
+        """Take back the memory of what was given up long enough ago."""
+        now = time.monotonic()
+        while self._abandoned and self._abandoned[0].until <= now:
+            handle, offset, _ = self._abandoned.popleft()
+            try:
+                self._agent.release(handle)
+            except Exception as error:
+                logger.warning("NIXL does not let go of a transfer yet: %s", error)
+                self._abandoned.append(Abandoned(handle, offset, now + QUARANTINE_S))
+                return
+            self._arena.give(offset)
+
+    def _finish(self, fetches: Iterable[Fetch]) -> None:
+        """Verify what has arrived, release it, and answer; without the lock."""
+        for fetch in fetches:
+            if fetch.future.done():
+                continue
+            tensors: list[torch.Tensor] = [torch.empty(0)] * len(fetch.ticket.items)
+            error: TriptychError | None = None
+            read = []
+            for part in fetch.parts:
+                data = self._arena.lend(part.offset or 0, part.nbytes)
+                try:
+                    for place, tensor in verified(part, data):
+                        tensors[place] = tensor
+                except TriptychError as found:
+                    error = found
+                if not isinstance(error, LeaseLost):
+                    read.append(part)
+                del data
+            self._release(read)
+            if error:
+                fetch.future.set_exception(error)
+            else:
+                fetch.future.set_result(tensors)
+
+    def _release(self, read: list[Part]) -> None:
+        generations: dict[str, list[int]] = {}
+        for part in read:
+            generations.setdefault(part.first.agent, []).append(part.first.generation)
+        with self._changed:
+            for name, ended in generations.items():
+                try:
+                    self._agent.notify(name, msgspec.json.encode(Release(ended)))
+                except Exception as error:
+                    logger.warning("%s was not told that it was read: %s", name, error)
+            if self._untold:
+                self._untold = False
+                self._tell_transports()
+            self._drive_until = time.monotonic() + LINGER_S
+            self._changed.notify_all()
+
+    def _tell_transports(self) -> None:
+        """Log what UCX chose for a new peer; on one host TCP is a mistake of the setup."""
+        for reach in self._agent.reaches():
+            where = "on this host" if reach.same_host else "on another host"
+            logger.info("embeddings come from an encoder %s by %s", where, reach.lanes)
+            if reach.same_host and reach.transports <= {"tcp"}:
+                logger.warning(
+                    "UCX chose TCP for an encoder on this host, some 20 times slower than a copy: "
+                    "containers must share the process namespace and allow ptrace for CMA, "
+                    "and UCX_TLS must not exclude it"
+                )
+
+
+def parts(ticket: Ticket) -> list[Part]:
+    """The ticket's items, gathered by lease.
+
+    Raises:
+        InvalidValue: An item is not on this road, or its span is none that an encoder writes.
+    """
+    found: dict[tuple[str, int, int], Part] = {}
+    for index, item in enumerate(ticket.items):
+        span, where = item.nixl, f"{TICKET}.items[{index}]"
+        if item.where != "nixl" or span is None:
+            raise InvalidValue(f"embeddings by {item.where} among those by nixl", where=where)
+        if span.agent not in ticket.agents:
+            raise InvalidValue(f"there is no agent {span.agent!r}", where=f"{where}.nixl.agent")
+        start = span.address - span.header - seal.HEADER_BYTES
+        if min(item.shape) < 1 or start < 0 or start % seal.HEADER_BYTES or span.header < 1:
+            raise InvalidValue(
+                f"no embeddings of shape {item.shape} can lie at {span.address} after a header "
+                f"at {span.header}",
+                where=f"{where}.nixl",
+            )
+        key = (span.agent, span.generation, span.header)
+        found.setdefault(key, Part([])).spots.append(Spot(index, item, span))
+    return list(found.values())
+
+
+def verified(part: Part, data: torch.Tensor) -> Iterable[tuple[int, torch.Tensor]]:
+    """Each item's place in the ticket, and its embeddings.
+
+    Args:
+        part: What was read.
+        data: All of it, uint8, shape (part.nbytes,), the header first.
+
+    Raises:
+        LeaseLost: Something else lies there by now.
+        Unavailable: The bytes were damaged on the way.
+    """
+    generation = seal.read_header(data[: seal.HEADER_BYTES])
+    for place, item, span in part.spots:
+        where = f"{TICKET}.items[{place}]"
+        if generation != span.generation:
+            raise LeaseLost(
+                "the encoder no longer holds this item's embeddings; send the request again",
+                where=where,
+            )
+        start = span.address - span.header
+        embeddings = data[start : start + item.nbytes]
+        if not seal.verify(embeddings, span.checksum):
+            raise Unavailable(
+                "this item's embeddings arrived damaged; send the request again", where=where
+            )
+        yield place, shaped(embeddings, item)
