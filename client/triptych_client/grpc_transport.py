@@ -86,7 +86,7 @@ class AsyncGrpcExchange(GrpcExchange):
         try:
             response = await asyncio.shield(self._pending)
         except asyncio.CancelledError:
-            if not self._pending.done():
+            if not self._pending.cancelled():
                 raise
             self._pending = None
             return None  # the stream was cancelled, not the task that reads it

@@ -281,6 +281,39 @@ async def test_leaving_ends_the_generation_of_a_task_too(
 
 
 @transports
+def test_leaving_at_any_moment_harms_nothing(echo_server: Server, form: str) -> None:
+    """Triton has crashed on streams that were cancelled just as their last response went out."""
+
+    def leave_after(pieces: int) -> None:
+        stream = client.chat("a b c d e", model=MODEL)
+        for _, chunk in zip(range(pieces), stream, strict=False):
+            if chunk.finish_reason:
+                break
+
+    with Client(form.format(echo_server)) as client, ThreadPoolExecutor(8) as pool:
+        list(pool.map(leave_after, [*range(12)] * 10))
+        echo_server.check()
+        assert client.chat("still there", model=MODEL, stream=False).text
+
+
+@transports
+async def test_tasks_cancelled_at_any_moment_harm_nothing(
+    asynchronous: AsyncClient, echo_server: Server
+) -> None:
+    async def cancelled_after(seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return bool(await asynchronous.chat("a b c d e", model=MODEL).text())
+        except TimeoutError:
+            return False
+
+    outcomes = [await cancelled_after(step / 4000) for step in range(120)]
+    assert len(set(outcomes)) == 2, "neither too early nor too late every time"
+    echo_server.check()
+    assert (await asynchronous.chat("still there", model=MODEL, stream=False)).text
+
+
+@transports
 def test_a_program_that_ends_ends_its_answers(slow_server: Server, form: str) -> None:
     address = form.format(slow_server)
     program = (
