@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,40 @@ async def test_stop_ends_what_runs_and_leaves_no_process(family: Family) -> None
     assert not children() - before
     with pytest.raises(Unavailable):
         await engine.health()
+
+
+STARTED_AND_KILLED = """
+import asyncio, os, signal, sys
+from triptych import families
+from triptych.engines.vllm import VllmEngine
+from triptych.settings import DecodeSettings
+
+async def main():
+    engine = VllmEngine(DecodeSettings(model=sys.argv[1]), families.load(sys.argv[1]))
+    await engine.start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_a_spawned_engine_dies_with_its_parent(family: Family, tmp_path: Path) -> None:
+    # A forked one, which is the default on a CPU, is held to that by the tests of the server.
+    program = tmp_path / "program.py"
+    program.write_text(STARTED_AND_KILLED)
+    environ = {**os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        program,
+        family.checkpoint.path,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    # The pipe is closed when the last process that holds it has ended.
+    said, _ = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == -signal.SIGKILL, said.decode()
 
 
 def children() -> set[int]:

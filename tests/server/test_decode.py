@@ -26,7 +26,7 @@ from triptych.chat import chunks
 from triptych.contract import Prompt, Ticket
 from triptych.engines.base import Media
 from triptych.engines.echo import checksum
-from triptych.errors import Cancelled, InvalidRequest, InvalidValue, TriptychError
+from triptych.errors import Cancelled, InvalidRequest, InvalidValue, TriptychError, Unavailable
 from triptych.families import Family
 from triptych.server import Server
 
@@ -382,11 +382,30 @@ def test_the_engine_dies_with_its_stub(start_server: ServerFactory) -> None:
     server = start_server("vllm")
     engine, stub = engine_and_stub(server)
     os.kill(stub, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(engine) and psutil.Process(engine).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the engine's process outlived its stub"
-        time.sleep(0.05)
+    wait_for_end(engine)
     server.stop()
+
+
+def test_the_stub_ends_with_its_engine(start_server: ServerFactory, family: Family) -> None:
+    server = start_server("vllm")
+    engine, stub = engine_and_stub(server)
+    stream = Stream(server, "decode_vllm")
+    os.kill(engine, signal.SIGKILL)
+    stream.ask(*streamed(family))
+    with pytest.raises(Unavailable):
+        stream.collect()
+    wait_for_end(stub)
+    with pytest.raises(Unavailable, match="decode_vllm"):
+        server.check()
+    stream.close(cancel=True)
+    server.stop()
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"the process {pid} lives on"
+        time.sleep(0.05)
 
 
 def engine_and_stub(server: Server) -> tuple[int, int]:

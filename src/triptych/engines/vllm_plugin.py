@@ -9,7 +9,6 @@ forked.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
 
@@ -30,9 +29,8 @@ def prepare() -> None:
     """
     torchvision_ops.define_missing()
     vllm_deepstack.keep()
-    parent = multiprocessing.parent_process()
-    if STUB in os.environ and parent is not None and parent.pid is not None:
-        _die_with(parent.pid)
+    if os.environ.get(STUB, str(os.getpid())) != str(os.getpid()):
+        _die_with(os.getppid())
 
 
 _forking: int = 0
@@ -42,8 +40,7 @@ _forking: int = 0
 def tie_forks() -> None:
     """Tie every process that this one forks from now on; the first call alone does something.
 
-    A forked process is asked for no plugins again, and does not know its parent before it runs
-    Python.
+    A forked process asks for no plugins again.
     """
     if STUB not in os.environ:
         os.environ[STUB] = str(os.getpid())

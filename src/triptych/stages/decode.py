@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +22,7 @@ from triptych import contract, families
 from triptych.chat.chunks import ChunkWriter, TokenLogprob, TopLogprob
 from triptych.contract import Prompt
 from triptych.engines import base
+from triptych.errors import TriptychError
 from triptych.settings import DecodeSettings
 from triptych.stages import backend
 from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_ticket
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triptych.stages.decode")
 
+DEATH_DELAY_S = 1.0
+"""Seconds in which the callers of an engine that died are told so."""
 SEND_TIMEOUT_S = 5.0
 """Seconds that `finalize` gives to the answers that still wait."""
 
@@ -54,7 +59,7 @@ class DecodeModel:
         self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()
-        self._generations = Generations(engine, self._sender)
+        self._generations = Generations(engine, self._sender, _end_process)
         try:
             self._generations.start()
         except BaseException:
@@ -101,6 +106,15 @@ class DecodeModel:
                 self._sender.fail(outbox, error)
 
         fetched.add_done_callback(begin)
+
+
+def _end_process(error: TriptychError) -> None:
+    """End this stub, since its engine is dead: a process that is gone is seen from outside.
+
+    Triton would go on calling the model ready.
+    """
+    logger.critical("%s; this process ends", error)
+    threading.Timer(DEATH_DELAY_S, os._exit, (1,)).start()
 
 
 class TritonReply:
