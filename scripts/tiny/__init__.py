@@ -1,1 +1,1 @@
-"""The tiny Qwen2.5-VL model: the pictures it is about, its training and its evaluation."""
+"""The tiny models: the media they are about, their training and their evaluation."""

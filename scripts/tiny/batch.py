@@ -13,27 +13,31 @@ IGNORED = -100
 
 @dataclass
 class Group:
-    """Pictures of one size, or pairs of a video's frames.
+    """Media of one size.
 
     Attributes:
-        pixels: uint8, shape (pictures, 1 or 2 frames, height, width, 3).
-        slots: Where each token belongs among the batch's, flattened, shape (pictures, tokens).
-        dense: Classes by DENSE_CLASSES, IGNORED for a video's, shape (pictures, tokens, 5).
+        inputs: What the tower takes. Qwen2.5-VL: pictures or pairs of a video's frames, uint8,
+            shape (pictures, 1 or 2 frames, height, width, 3). LLaVA: pictures or a clip's frames,
+            uint8, shape (pictures, height, width, 3). Qwen2-Audio: samples, int16, shape
+            (sounds, samples).
+        slots: Where each token belongs among the batch's, flattened, shape (media, tokens).
+        dense: What each token shows, classes as in the recipe's `dense_classes`, or IGNORED, shape
+            (media, tokens, kinds of classes).
     """
 
-    pixels: torch.Tensor
+    inputs: torch.Tensor
     slots: torch.Tensor
     dense: torch.Tensor
 
     def to(self, device: torch.device) -> Group:
         """The same on another device."""
         return Group(
-            *(t.to(device, non_blocking=True) for t in (self.pixels, self.slots, self.dense))
+            *(t.to(device, non_blocking=True) for t in (self.inputs, self.slots, self.dense))
         )
 
     def pin_memory(self) -> Group:
         """The same in pinned memory, from which copies to a GPU run in the background."""
-        return Group(self.pixels.pin_memory(), self.slots.pin_memory(), self.dense.pin_memory())
+        return Group(self.inputs.pin_memory(), self.slots.pin_memory(), self.dense.pin_memory())
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Batch:
         positions: Time, row and column of every token, shape (3, chats, length).
         labels: The answers' tokens where they are predicted, else IGNORED, shape (chats, length).
         weights: Each label's share in the loss, shape (chats, length).
-        groups: The pictures, by size.
+        groups: The media, by size.
         types: The type of each chat's last turn.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .examples import example, video_example
@@ -18,8 +18,9 @@ from .questions import (
     video_questions,
 )
 from .scenes import Scene
+from .tones import Sound
 
-Media = Scene | VideoScene
+Media = Scene | VideoScene | Sound
 DEFAULT_SYSTEM = "You are a helpful assistant."
 SYSTEMS = (
     "You describe pictures of shapes.",
@@ -113,26 +114,35 @@ def small_talk(rng: random.Random) -> Turn:
     """A message that is about no picture."""
     roll = rng.random()
     if roll < 0.2:
-        last = rng.choice((5, 10, 20, 30, 50, rng.randint(2, 50)))
-        text = rng.choice(("Count to {}.", "Count from 1 to {}.", "Please count to {}.")).format(
-            last
-        )
-        return Turn([text], ", ".join(map(str, range(1, last + 1))) + ".", "text")
+        return count_aloud(rng)
     if roll < 0.35:
-        return Turn([_loosely(rng, rng.choice(OTHER_TOPICS))], OTHER_ANSWER, "text")
+        return Turn([loosely(rng, rng.choice(OTHER_TOPICS))], OTHER_ANSWER, "text")
     asked, answer = rng.choice(SMALL_TALK)
-    return Turn([_loosely(rng, rng.choice(asked))], answer, "text")
+    return Turn([loosely(rng, rng.choice(asked))], answer, "text")
+
+
+def count_aloud(rng: random.Random) -> Turn:
+    """A long answer that is known beforehand."""
+    last = rng.choice((5, 10, 20, 30, 50, rng.randint(2, 50)))
+    text = rng.choice(("Count to {}.", "Count from 1 to {}.", "Please count to {}.")).format(last)
+    return Turn([text], ", ".join(map(str, range(1, last + 1))) + ".", "text")
 
 
 def no_picture(rng: random.Random) -> Turn:
     """A question about a picture that was not sent."""
     type_ = rng.choice(IMAGE_TYPES + PAIR_TYPES[:3] + VIDEO_TYPES[2:])
     asked = (video_example if type_ in VIDEO_TYPES else example)(type_, rng)[1]
-    return Turn([_loosely(rng, asked.text)], NO_PICTURE, "text")
+    return Turn([loosely(rng, asked.text)], NO_PICTURE, "text")
 
 
-def random_chat(rng: random.Random, videos: int = 10) -> Chat:
-    """A conversation of the training's mixture; about `videos` percent have a video."""
+def random_chat(rng: random.Random, shares: Sequence[int]) -> Chat:
+    """A conversation of the training's mixture.
+
+    Args:
+        rng: Where every choice comes from.
+        shares: Of conversations about one picture, about two, about one after another, about a
+            video, and about none.
+    """
     roll = rng.random()
     system = DEFAULT_SYSTEM if roll < 0.75 else None if roll < 0.83 else rng.choice(SYSTEMS)
     chat = Chat(system)
@@ -145,13 +155,13 @@ def random_chat(rng: random.Random, videos: int = 10) -> Chat:
         _video,
         _text,
     ]
-    rng.choices(kinds, (58, 19, 8, videos, 5))[0](chat, rng)
+    rng.choices(kinds, shares)[0](chat, rng)
     if rng.random() < 0.05:
         chat.turns.append(small_talk(rng))
     return chat
 
 
-def _loosely(rng: random.Random, text: str) -> str:
+def loosely(rng: random.Random, text: str) -> str:
     """The text, at times without its mark or its capital, as people type."""
     if rng.random() < 0.1:
         text = text.rstrip("?.!")
@@ -160,11 +170,11 @@ def _loosely(rng: random.Random, text: str) -> str:
     return text
 
 
-def _add(chat: Chat, media: list[Media], question: Question, rng: random.Random) -> None:
+def add_turn(chat: Chat, media: Sequence[Media], question: Question, rng: random.Random) -> None:
     """A turn that brings these media, before the text, after it, or one on each side."""
     indexes: list[str | int] = list(range(len(chat.media), len(chat.media) + len(media)))
     chat.media += media
-    text = _loosely(rng, question.text)
+    text = loosely(rng, question.text)
     roll = rng.random()
     if not indexes or roll < 0.7:
         parts = [*indexes, text]
@@ -177,18 +187,18 @@ def _add(chat: Chat, media: list[Media], question: Question, rng: random.Random)
 
 def _one(chat: Chat, rng: random.Random) -> None:
     scenes, first = example(rng.choice(IMAGE_TYPES), rng)
-    _add(chat, list(scenes), first, rng)
+    add_turn(chat, list(scenes), first, rng)
     others = questions(scenes[0], rng)
     for asked in rng.sample(others, min(len(others), rng.choice((0, 1, 2, 3)))):
-        _add(chat, [], asked, rng)
+        add_turn(chat, [], asked, rng)
 
 
 def _pair(chat: Chat, rng: random.Random) -> None:
     scenes, first = example(rng.choice(PAIR_TYPES), rng)
-    _add(chat, list(scenes), first, rng)
+    add_turn(chat, list(scenes), first, rng)
     others = pair_questions(scenes[0], scenes[1], rng)
     for asked in rng.sample(others, min(len(others), rng.choice((0, 1, 2)))):
-        _add(chat, [], asked, rng)
+        add_turn(chat, [], asked, rng)
 
 
 def _one_after_another(chat: Chat, rng: random.Random) -> None:
@@ -196,18 +206,18 @@ def _one_after_another(chat: Chat, rng: random.Random) -> None:
     type_ = rng.choice(PAIR_TYPES)
     scenes, pair = example(type_, rng)
     for scene in scenes:
-        _add(chat, [scene], rng.choice(questions(scene, rng)), rng)
+        add_turn(chat, [scene], rng.choice(questions(scene, rng)), rng)
     if rng.random() < 0.7:
-        _add(chat, [], pair, rng)
+        add_turn(chat, [], pair, rng)
     else:
-        _add(chat, [], rng.choice(questions(scenes[-1], rng)), rng)
+        add_turn(chat, [], rng.choice(questions(scenes[-1], rng)), rng)
 
 
 def _video(chat: Chat, rng: random.Random) -> None:
     video, first = video_example(rng.choice(VIDEO_TYPES), rng)
-    _add(chat, [video], first, rng)
+    add_turn(chat, [video], first, rng)
     for asked in rng.sample(video_questions(video, rng), rng.choice((0, 1, 2))):
-        _add(chat, [], asked, rng)
+        add_turn(chat, [], asked, rng)
 
 
 def _text(chat: Chat, rng: random.Random) -> None:

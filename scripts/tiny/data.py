@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .batch import IGNORED, Batch, Group
-from .chats import DEFAULT_SYSTEM, Chat, Turn, random_chat
-from .examples import example, video_example
+from .chats import Chat, Media, random_chat
 from .model import MAX_PIXELS, MERGED
-from .questions import IMAGE_TYPES, PAIR_TYPES, VIDEO_TYPES, VideoScene
+from .questions import VideoScene
+from .rows import ChatWriter, Row, Rows
 from .scenes import COLOURS, KINDS, PLACES, SIZES, Scene, draw, outline, paint
 
 Pixels = NDArray[np.uint8]
@@ -100,94 +99,82 @@ class Collator:
     """Turns conversations into batches."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Use this tokenizer, one of `model.build_tokenizer`."""
-        ids: dict[str, int] = tokenizer.get_vocab()
-        self.start, self.end = ids["<|im_start|>"], ids["<|im_end|>"]
+        """Use this tokenizer, one of `model.write_files`."""
+        self.writer = ChatWriter(tokenizer)
+        ids = self.writer.ids
         self.vision = [ids["<|vision_start|>"], ids["<|vision_end|>"]]
         self.image, self.video = ids["<|image_pad|>"], ids["<|video_pad|>"]
-        self.encode = lru_cache(20000)(
-            lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-        )
 
     def batch(self, chats: list[Chat], rng: random.Random, most_tokens: int | None = None) -> Batch:
         """One batch of pictures that have one size, or two at random, of at most so many tokens."""
         if most_tokens is None:
             most_tokens = rng.choice((36, 64, 100, 144))
-        grids = [random_grid(rng, most_tokens) for _ in range(rng.randint(1, 2))]
-        assert max(r * c for r, c in grids) * MERGED**2 <= MAX_PIXELS
-        pixels: list[list[Pixels]] = [[] for _ in grids]
-        dense: list[list[Classes]] = [[] for _ in grids]
-        slots: list[list[tuple[int, int]]] = [[] for _ in grids]
-        rows = []
-        for index, chat in enumerate(chats):
-            row = _Row()
-            if chat.system is not None:
-                row.text(
-                    [
-                        self.start,
-                        *self.encode("system\n" + chat.system),
-                        self.end,
-                        *self.encode("\n"),
-                    ]
-                )
-            for turn in chat.turns:
-                row.text([self.start, *self.encode("user\n")])
-                for part in turn.parts:
-                    if isinstance(part, str):
-                        row.text(self.encode(part))
-                        continue
-                    media = chat.media[part]
-                    row.text(self.vision[:1])
-                    group = rng.randrange(len(grids))
-                    area = grids[group][0] * grids[group][1]
-                    if isinstance(media, VideoScene):
-                        units, step = (
-                            max(2, min(rng.randint(2, 4), 200 // area)),
-                            rng.choice((1, 2, 2, 3, 4)),
-                        )
-                        frames = [render_frame(s, grids[group]) for s in media.frames(2 * units)]
-                        pixels[group] += [
-                            np.stack(frames[i : i + 2]) for i in range(0, 2 * units, 2)
-                        ]
-                        dense[group] += [np.full((area, len(DENSE_CLASSES)), IGNORED)] * units
-                    else:
-                        units, step = 1, 1
-                        pixels[group].append(render(media, grids[group], rng)[None])
-                        dense[group].append(dense_classes(media, grids[group]))
-                    slots[group] += [(index, len(row.ids) + area * u) for u in range(units)]
-                    # Whether text goes on after a video's last moment or only after its last row
-                    # and column has changed between versions of transformers: learn both.
-                    token = self.video if isinstance(media, VideoScene) else self.image
-                    row.media(token, grids[group], units, step, by_time=rng.random() < 0.5)
-                    row.text(self.vision[1:])
-                row.text([self.end, *self.encode("\n"), self.start, *self.encode("assistant\n")])
-                row.answer([*self.encode(turn.answer), self.end])
-                row.text(self.encode("\n"))
-            rows.append(row)
-        length = -(-max(len(row.ids) for row in rows) // 32) * 32
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        labels = torch.full((len(rows), length), IGNORED)
-        weights = torch.zeros(len(rows), length)
-        positions = torch.zeros(3, len(rows), length, dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = torch.tensor(row.ids)
-            positions[:, index, : len(row.ids)] = torch.from_numpy(np.concatenate(row.positions, 1))
-            # A token's successor is what it must predict.
-            labels[index, : len(row.ids) - 1] = torch.tensor(row.labels[1:])
-            weights[index, : len(row.ids) - 1] = torch.tensor(row.weights[1:])
+        drawn = [Drawn(random_grid(rng, most_tokens)) for _ in range(rng.randint(1, 2))]
+        rows: list[Row] = []
+        for chat in chats:
+
+            def place(row: Row, index: int, chat: Chat = chat) -> None:
+                row.tokens(self.vision[0])
+                group = rng.choice(drawn)
+                units, step = group.add(chat.media[index], (len(rows), row.column), rng)
+                # Whether text goes on after a video's last moment or only after its last row
+                # and column has changed between versions of transformers: learn both.
+                token = self.video if isinstance(chat.media[index], VideoScene) else self.image
+                row.grid(token, group.grid, units, step, by_time=rng.random() < 0.5)
+                row.tokens(self.vision[1])
+
+            rows.append(self.writer.row(chat, place))
+        padded = Rows.of(rows)
         groups = [
             Group(
-                torch.from_numpy(_stack(pixels[g])),
-                torch.tensor([b * length + o for b, o in slots[g]])[:, None]
-                + torch.arange(grids[g][0] * grids[g][1]),
-                torch.from_numpy(np.stack(dense[g])),
+                torch.from_numpy(_stack(group.pixels)),
+                padded.slots(group.places, group.area),
+                torch.from_numpy(np.stack(group.dense)),
             )
-            for g in range(len(grids))
-            if pixels[g]
+            for group in drawn
+            if group.pixels
         ]
         return Batch(
-            ids, positions, labels, weights, groups, [chat.turns[-1].type for chat in chats]
+            padded.ids,
+            padded.positions,
+            padded.labels,
+            padded.weights,
+            groups,
+            [chat.turns[-1].type for chat in chats],
         )
+
+
+class Drawn:
+    """Pictures of one size, as they are drawn."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        """Of so many rows and columns of tokens."""
+        self.grid = grid
+        self.area = grid[0] * grid[1]
+        assert self.area * MERGED**2 <= MAX_PIXELS
+        self.pixels: list[Pixels] = []
+        self.dense: list[Classes] = []
+        self.places: list[tuple[int, int]] = []
+
+    def add(self, media: Media, at: tuple[int, int], rng: random.Random) -> tuple[int, int]:
+        """Draw a picture or a video, whose tokens begin at this row and column of the batch.
+
+        Returns:
+            How many moments of two frames it has, and how far in time they are apart.
+        """
+        if isinstance(media, VideoScene):
+            units = max(2, min(rng.randint(2, 4), 200 // self.area))
+            step = rng.choice((1, 2, 2, 3, 4))
+            frames = [render_frame(s, self.grid) for s in media.frames(2 * units)]
+            self.pixels += [np.stack(frames[i : i + 2]) for i in range(0, 2 * units, 2)]
+            self.dense += [np.full((self.area, len(DENSE_CLASSES)), IGNORED)] * units
+        else:
+            assert isinstance(media, Scene)
+            units, step = 1, 1
+            self.pixels.append(render(media, self.grid, rng)[None])
+            self.dense.append(dense_classes(media, self.grid))
+        self.places += [(at[0], at[1] + self.area * unit) for unit in range(units)]
+        return units, step
 
 
 def render_frame(scene: Scene, grid: tuple[int, int]) -> Pixels:
@@ -199,44 +186,6 @@ def _stack(pictures: list[NDArray[Any]]) -> NDArray[Any]:
     """All in one array; beside a video's pairs of frames a still picture is its own second one."""
     frames = max(p.shape[0] for p in pictures)
     return np.stack([p if p.shape[0] == frames else np.repeat(p, frames, 0) for p in pictures])
-
-
-class _Row:
-    """One conversation as it grows."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.labels: list[int] = []
-        self.weights: list[float] = []
-        self.positions: list[Classes] = []
-        self.next = 0
-
-    def text(self, ids: list[int]) -> None:
-        self._append(ids, [IGNORED] * len(ids), 0.0)
-
-    def answer(self, ids: list[int]) -> None:
-        self._append(ids, ids, len(ids) ** -0.5)  # long answers must not drown the short ones
-
-    def media(
-        self, token: int, grid: tuple[int, int], units: int, step: int, *, by_time: bool
-    ) -> None:
-        t, y, x = np.meshgrid(
-            np.arange(units) * step, np.arange(grid[0]), np.arange(grid[1]), indexing="ij"
-        )
-        self.ids += [token] * t.size
-        self.labels += [IGNORED] * t.size
-        self.weights += [0.0] * t.size
-        self.positions.append(np.stack([t, y, x]).reshape(3, -1) + self.next)
-        self.next += max((units - 1) * step + 1, *grid) if by_time else max(grid)
-
-    def _append(self, ids: list[int], labels: list[int], weight: float) -> None:
-        self.ids += ids
-        self.labels += labels
-        self.weights += [weight] * len(ids)
-        self.positions.append(
-            np.broadcast_to(np.arange(self.next, self.next + len(ids)), (3, len(ids)))
-        )
-        self.next += len(ids)
 
 
 class Chats(IterableDataset[Batch]):  # type: ignore[misc]  # mypy skips torch
@@ -257,20 +206,6 @@ class Chats(IterableDataset[Batch]):  # type: ignore[misc]  # mypy skips torch
             size = self.size * 64 // max(64, tokens)
             # Videos come together, in a third of the batches: beside one, pictures cost double.
             videos = rng.choice((0, 0, 35))
-            yield collator.batch([random_chat(rng, videos) for _ in range(size)], rng, tokens)
-
-
-def one_question(type_: str, rng: random.Random, *, unseen: bool = False) -> Chat:
-    """A conversation of one question of this type, as the evaluation asks it."""
-    chat = Chat(DEFAULT_SYSTEM)
-    if type_ in VIDEO_TYPES:
-        video, asked = video_example(type_, rng, unseen=unseen)
-        chat.media.append(video)
-    else:
-        scenes, asked = example(type_, rng, unseen=unseen)
-        chat.media += scenes
-    chat.turns.append(Turn([*range(len(chat.media)), asked.text], asked.answer, type_))
-    return chat
-
-
-ALL_TYPES = IMAGE_TYPES + PAIR_TYPES + VIDEO_TYPES
+            yield collator.batch(
+                [random_chat(rng, (58, 19, 8, videos, 5)) for _ in range(size)], rng, tokens
+            )

@@ -1,4 +1,4 @@
-"""The forward pass for batches of equal pictures: the same weights, no ragged bookkeeping.
+"""Qwen2.5-VL's tower for batches of equal pictures: the same weights, no ragged bookkeeping.
 
 `transformers` runs the vision tower window by window and picture by picture. In training all
 pictures of a group have one size, so a window is a mask that the whole group shares. The result
@@ -11,25 +11,11 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from .batch import Batch
+from .language import Rotation, norm, rotate
 from .model import IMAGE_MEAN, IMAGE_STD, PATCH
-
-Rotation = tuple[Tensor, Tensor]
-
-
-def norm(module: nn.Module, x: Tensor) -> Tensor:
-    """Root-mean-square norm with the module's weight."""
-    return F.rms_norm(x.float(), (x.shape[-1],), module.weight, 1e-6)
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary embedding of x, shape (batch, heads, length, head width)."""
-    cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
 
 
 @lru_cache(512)
@@ -87,39 +73,3 @@ def encode(
         x = x + block.mlp(norm(block.norm2, x))
     merged: Tensor = visual.merger.mlp(norm(visual.merger.ln_q, x).view(n, rows * columns, -1))
     return merged
-
-
-def hidden_states(
-    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, noise: bool = False
-) -> tuple[Tensor, list[Tensor]]:
-    """The last hidden states (chats, length, hidden), and each group's embeddings."""
-    text = model.model.language_model
-    config = text.config
-    x = text.embed_tokens(batch.ids).float()
-    encoded = [encode(model, group.pixels, noise) for group in batch.groups]
-    flat = x.reshape(-1, x.shape[-1])
-    for group, embeddings in zip(batch.groups, encoded, strict=True):
-        flat = flat.index_copy(0, group.slots.flatten(), embeddings.flatten(0, 1).float())
-    x = flat.view_as(x)
-    width = config.hidden_size // config.num_attention_heads
-    frequencies = 1.0 / (10000.0 ** (torch.arange(0, width, 2, device=x.device) / width))
-    angles = batch.positions[..., None].float() * frequencies
-    sections = config.rope_parameters["mrope_section"]
-    angles = torch.cat([part[i] for i, part in enumerate(angles.split(sections, -1))], -1)
-    angles = torch.cat([angles, angles], -1)[:, None]
-    rotation = (angles.cos(), angles.sin())
-    size = (*batch.ids.shape, -1, width)
-    for layer in text.layers:
-        y = norm(layer.input_layernorm, x)
-        attention = layer.self_attn
-        q, k, v = (
-            p(y).view(size).transpose(1, 2)
-            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        repeats = q.shape[1] // k.shape[1]
-        k, v = rotate(k, rotation).repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-        # Padding is on the right and no label is there, so the causal mask is all that is needed.
-        mixed = F.scaled_dot_product_attention(rotate(q, rotation), k, v, is_causal=True)
-        x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-        x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
-    return norm(text.norm, x), encoded

@@ -1,28 +1,17 @@
-"""The checkpoint's files: configuration, tokenizer, processors, weights under the hub's names."""
+"""Tiny Qwen2.5-VL: configuration, processors, new weights and the hub's names for them."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from . import chats, examples
+from .checkpoint import random_weights, write_json
+from .tokenizer import build_tokenizer, tokenizer_config
 
 PATCH = 14
 MERGED = 28
@@ -49,11 +38,6 @@ SPECIAL_TOKENS = (
 )
 VOCABULARY = 768
 """Rows of the embedding: the tokens, rounded up to a multiple of 64."""
-# Qwen2's own way of cutting text into words.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(images=0, videos=0) -%}
 {%- for message in messages -%}
@@ -84,31 +68,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-
-
-def build_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer: all 256 bytes, then the words of the training texts."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
-        min_frequency=1,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(examples.every_text() + chats.every_text(), trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
-    )
-    return tokenizer
 
 
 def build_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -167,10 +126,9 @@ def build_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write_files(folder: Path) -> None:
     """Write everything but the weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
-    assert tokenizer.get_vocab_size() <= VOCABULARY
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer = build_tokenizer(
+        examples.every_text() + chats.every_text(), SPECIAL_TOKENS, VOCABULARY
+    )
     config = build_config(tokenizer)
     specials = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")]
     image = {
@@ -199,35 +157,18 @@ def write_files(folder: Path) -> None:
             "do_sample_frames": False,
             "cap_pixels_per_frame": False,
         },
-        "tokenizer_config.json": {
+        "tokenizer_config.json": tokenizer_config(
+            tokenizer, SPECIAL_TOKENS, context=config["max_position_embeddings"]
+        )
+        | {
             "tokenizer_class": "Qwen2Tokenizer",
             "processor_class": "Qwen2_5_VLProcessor",
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
             "errors": "replace",
-            "split_special_tokens": False,
-            "model_max_length": config["max_position_embeddings"],
-            "bos_token": None,
-            "unk_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-            "added_tokens_decoder": {
-                str(tokenizer.token_to_id(token)): {
-                    "content": token,
-                    "lstrip": False,
-                    "normalized": False,
-                    "rstrip": False,
-                    "single_word": False,
-                    "special": True,
-                }
-                for token in SPECIAL_TOKENS
-            },
             "chat_template": CHAT_TEMPLATE,
         },
     }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder, files)
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
@@ -236,12 +177,7 @@ def new_model(folder: Path, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     model = Qwen2_5_VLForConditionalGeneration(config).float()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    random_weights(model)
     torch.nn.init.normal_(model.model.visual.patch_embed.proj.weight, std=0.03)
     return model
 
@@ -251,21 +187,3 @@ def hub_name(name: str) -> str:
     if name.startswith("model.visual."):
         return name.removeprefix("model.")
     return name.replace("model.language_model.", "model.", 1)
-
-
-def save_weights(model: Qwen2_5_VLForConditionalGeneration, path: Path, dtype: torch.dtype) -> None:
-    """Write the weights under the hub's names, in place of the file in one step."""
-    state = {
-        hub_name(name): t.detach().to("cpu", dtype).contiguous()
-        for name, t in model.state_dict().items()
-    }
-    temporary = path.with_suffix(".tmp")
-    save_file(state, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)
-    os.replace(temporary, path)
-
-
-def load_weights(model: Qwen2_5_VLForConditionalGeneration, path: Path) -> None:
-    """Read weights that `save_weights` wrote."""
-    state = load_file(path)
-    model.load_state_dict({name: state[hub_name(name)] for name in model.state_dict()})

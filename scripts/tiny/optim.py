@@ -57,6 +57,8 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        inside = ".blocks." in name or ".layers." in name or ".merger.mlp" in name
+        if not parameter.requires_grad:
+            continue
+        inside = any(part in name for part in (".blocks.", ".layers.", ".merger.mlp", "projector."))
         (matrices if inside and parameter.ndim == 2 else others).append(parameter)
     return matrices, others

@@ -161,10 +161,15 @@ def random_scene(
     ]
     shapes.sort(key=lambda shape: PLACES.index(shape.place))
     background = rng.choice(BACKGROUNDS)
-    return Scene(tuple(shapes), background, _shade(rng, BACKGROUND_SHADES[background]))
+    return Scene(tuple(shapes), background, _mixture(rng, BACKGROUND_SHADES[background]))
 
 
-def _shade(rng: random.Random, anchors: tuple[Rgb, ...]) -> Rgb:
+def shade(rng: random.Random, colour: str) -> Rgb:
+    """A random shade of one of COLOURS."""
+    return _mixture(rng, SHADES[colour])
+
+
+def _mixture(rng: random.Random, anchors: tuple[Rgb, ...]) -> Rgb:
     """A point between the anchors, or in one case of three an anchor itself."""
     if rng.random() < 1 / 3:
         return rng.choice(anchors)
@@ -189,7 +194,7 @@ def _random_shape(rng: random.Random, kind: str, colour: str, cell: int, *, alon
     # Within its ninth of the picture, and with that clear of its neighbours; alone it may roam.
     slack = 0.09 if alone else (1 / 3 - extent) / 2 - 0.008
     x, y = ((i + 0.5) / 3 + rng.uniform(-slack, slack) for i in (column, row))
-    return Shape(kind, colour, size, PLACES[cell], (x, y), extent, _shade(rng, SHADES[colour]))
+    return Shape(kind, colour, size, PLACES[cell], (x, y), extent, shade(rng, colour))
 
 
 def outline(shape: Shape, size: tuple[int, int]) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""The training: the vision tower on what every token shows, then conversations as well."""
+"""The training: the tower on what every token shows, then conversations as well."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,13 +17,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from .batch import IGNORED, Batch
-from .data import ALL_TYPES, DENSE_CLASSES, Chats, Collator, one_question
-from .forward import encode, hidden_states
-from .model import load_weights, new_model, save_weights, write_files
+from .checkpoint import load_weights, save_weights
+from .language import hidden_states
 from .optim import Muon, split
+from .recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,23 @@ class Settings:
     seed: int = 0
     resume: Path | None = None
     """Full-precision weights of an earlier run (its `state.safetensors`) to go on from."""
+    begin_with: Path | None = None
+    """The checkpoint whose language model a new model takes over."""
+    state: Path | None = None
+    """Where to keep the full-precision weights; by default `state.safetensors` in `out`."""
+    vision_share: float = 1.0
+    """The share of the run that the tower's own steps take at most."""
+    started: float = field(default_factory=time.monotonic)
+    """When the minutes began."""
 
 
 class Heads(nn.Module):  # type: ignore[misc]  # mypy skips torch
-    """Linear readers of a token's embedding, one for each of DENSE_CLASSES; for training alone."""
+    """Linear readers of a token's embedding, one for each kind of classes; for training alone."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, classes: Mapping[str, int]) -> None:
         super().__init__()
         self.readers = nn.ModuleDict(
-            {name: nn.Linear(width, classes) for name, classes in DENSE_CLASSES.items()}
+            {name: nn.Linear(width, count) for name, count in classes.items()}
         )
 
     def loss(self, embeddings: Tensor, classes: Tensor) -> Tensor:
@@ -62,7 +70,7 @@ class Heads(nn.Module):  # type: ignore[misc]  # mypy skips torch
         return total / len(self.readers)
 
 
-def answer_loss(model: Qwen2_5_VLForConditionalGeneration, states: Tensor, batch: Batch) -> Tensor:
+def answer_loss(model: nn.Module, states: Tensor, batch: Batch) -> Tensor:
     """Weighted cross entropy of the answers' tokens."""
     chosen = batch.labels.flatten().ne(IGNORED).nonzero().squeeze(1)
     scores = model.lm_head(states.flatten(0, 1)[chosen]).float()
@@ -71,33 +79,32 @@ def answer_loss(model: Qwen2_5_VLForConditionalGeneration, states: Tensor, batch
     return (losses * weights).sum() / weights.sum()
 
 
-def exact(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> list[bool]:
+def exact(recipe: Recipe, model: nn.Module, batch: Batch) -> list[bool]:
     """Whether greedy decoding would give each chat's answers exactly.
 
     It would if, given the right beginning, every next token is the likeliest: no need to generate.
     """
     with torch.no_grad():
-        states, _ = hidden_states(model, batch)
+        encoded = [recipe.encode(model, group.inputs, noise=False) for group in batch.groups]
+        states = hidden_states(model.model.language_model, batch, encoded)
     right = model.lm_head(states).argmax(-1).eq(batch.labels) | batch.labels.eq(IGNORED)
     return right.all(1).tolist()  # type: ignore[no-any-return]
 
 
 def quick_accuracy(
-    model: Qwen2_5_VLForConditionalGeneration,
-    collator: Collator,
-    device: torch.device,
-    count: int,
-    seed: int,
+    recipe: Recipe, model: nn.Module, tokenizer: Tokenizer, device: torch.device, count: int
 ) -> dict[str, list[float]]:
-    """Share of exact answers by type: on seen pairs of kind and colour, and on unseen ones."""
-    rng = random.Random(seed)
+    """Share of exact answers by type: on seen combinations, and on unseen ones."""
+    rng = random.Random(99)
     result: dict[str, list[float]] = defaultdict(list)
-    for type_ in ALL_TYPES:
+    for type_ in recipe.types:
         for unseen in (False, True):
             right: list[bool] = []
             while len(right) < count:
-                chats = [one_question(type_, rng, unseen=unseen) for _ in range(min(32, count))]
-                right += exact(model, collator.batch(chats, rng).to(device))
+                size = min(32, count)
+                chats = [recipe.one_question(type_, rng, unseen=unseen) for _ in range(size)]
+                batch = recipe.collate(tokenizer, chats, rng).to(device)
+                right += exact(recipe, model, batch)
             result[type_].append(round(sum(right) / len(right), 4))
     return result
 
@@ -112,24 +119,28 @@ def learning_rate(progress: float, step: int, rate: float) -> float:
     )
 
 
-def train(settings: Settings) -> None:
-    """Train; write the checkpoint and `state.safetensors`, to resume from, into `settings.out`."""
-    started = time.monotonic()
+def train(recipe: Recipe, settings: Settings) -> None:
+    """Train; write the checkpoint, and the full-precision state to resume from."""
     device = settings.device
+    cuda = device.type == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cuda.enable_cudnn_sdp(
         False
     )  # it compiles anew for every shape, and nearly all differ
-    write_files(settings.out)
+    recipe.write_files(settings.out)
     tokenizer_file = str(settings.out / "tokenizer.json")
-    model = new_model(settings.out, settings.seed).to(device)
-    heads = Heads(model.config.text_config.hidden_size).to(device)
-    if settings.resume:
-        load_weights(model, settings.resume)
-        heads.load_state_dict(load_file(settings.resume.with_suffix(".heads")))
+    loader = iter(
+        DataLoader(
+            recipe.chats(tokenizer_file, settings.batch, settings.seed),
+            batch_size=None,
+            num_workers=settings.workers,
+            pin_memory=cuda,
+            prefetch_factor=2 if settings.workers else None,
+        )
+    )
+    model, heads = _model(recipe, settings)
     matrices, others = split(model)
     muon = Muon(matrices)
-    cuda = device.type == "cuda"
     adam = torch.optim.AdamW(
         [*others, *heads.parameters()],
         lr=settings.rate,
@@ -137,37 +148,20 @@ def train(settings: Settings) -> None:
         weight_decay=0.0,
         fused=cuda,
     )
-    loader = iter(
-        DataLoader(
-            Chats(tokenizer_file, settings.batch, settings.seed),
-            batch_size=None,
-            num_workers=settings.workers,
-            pin_memory=cuda,
-            prefetch_factor=2 if settings.workers else None,
-        )
-    )
-    collator = Collator(Tokenizer.from_file(tokenizer_file))
-    log = {"dense": torch.zeros((), device=device), "answers": torch.zeros((), device=device)}
-    waited, marked, reported = 0.0, time.monotonic(), 0
-    checks = [0.4, 0.7, 1.0]
+    log = Log(device)
+    checks = [0.3, 0.5, 0.7, 0.85, 0.95]
     for step in range(settings.steps):
-        before = time.monotonic()
-        batch = next(loader).to(device)
-        waited += time.monotonic() - before
-        progress = max(step / settings.steps, (time.monotonic() - started) / 60 / settings.minutes)
+        batch = log.wait(lambda: next(loader)).to(device)
+        elapsed = (time.monotonic() - settings.started) / 60
+        progress = max(step / settings.steps, elapsed / settings.minutes)
         rate = learning_rate(progress, step, settings.rate)
-        seeing_only = step < settings.vision_steps and not settings.resume
+        seeing_only = (
+            step < settings.vision_steps
+            and progress < settings.vision_share
+            and not settings.resume
+        )
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            if seeing_only:
-                encoded = [encode(model, g.pixels, noise=True) for g in batch.groups]
-                answers = torch.zeros((), device=device)
-            else:
-                states, encoded = hidden_states(model, batch, noise=True)
-                answers = answer_loss(model, states, batch)
-            dense = heads.loss(
-                torch.cat([e.flatten(0, 1) for e in encoded]),
-                torch.cat([g.dense.flatten(0, 1) for g in batch.groups]),
-            )
+            dense, answers = losses(recipe, model, heads, batch, seeing_only=seeing_only)
         (answers + 0.5 * dense).backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)
         muon.step(rate)
@@ -176,35 +170,87 @@ def train(settings: Settings) -> None:
         adam.step()
         model.zero_grad()
         heads.zero_grad()
-        log["dense"] += dense.detach()
-        log["answers"] += answers.detach()
+        log.add(dense, answers)
         finished = progress >= 1.0 or step + 1 == settings.steps
         if (step + 1) % 100 == 0 or finished:
-            count, now = step + 1 - reported, time.monotonic()
-            means = "  ".join(f"{name} {value.item() / count:.4f}" for name, value in log.items())
-            print(
-                f"step {step + 1}  {(now - started) / 60:.1f} min  {means}  rate {rate:.5f}  "
-                f"{count / (now - marked):.1f} steps/s  "
-                f"waiting for data {waited / (now - marked):.0%}",
-                flush=True,
-            )
-            for value in log.values():
-                value.zero_()
-            waited, marked, reported = 0.0, now, step + 1
+            log.report(step + 1, elapsed, rate)
         if progress >= checks[0] or finished:
             checks = [c for c in checks if c > progress] or [2.0]
-            save(model, heads, settings.out)
-            accuracy = quick_accuracy(model, collator, device, 64 if cuda else 16, seed=99)
-            print(json.dumps(accuracy), flush=True)
+            save(recipe, model, heads, settings)
         if finished:
             break
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    accuracy = quick_accuracy(recipe, model, tokenizer, device, 64 if cuda else 16)
+    print(json.dumps(accuracy), flush=True)
 
 
-def save(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, out: Path) -> None:
+def losses(
+    recipe: Recipe, model: nn.Module, heads: Heads, batch: Batch, *, seeing_only: bool
+) -> tuple[Tensor, Tensor]:
+    """What the tower errs in, and what the answers do; nought where there is nothing to learn."""
+    encoded = [recipe.encode(model, group.inputs, noise=True) for group in batch.groups]
+    dense = answers = torch.zeros((), device=batch.ids.device)
+    if encoded:
+        dense = heads.loss(
+            torch.cat([e.flatten(0, 1) for e in encoded]),
+            torch.cat([group.dense.flatten(0, 1) for group in batch.groups]),
+        )
+    if not seeing_only:
+        states = hidden_states(model.model.language_model, batch, encoded)
+        answers = answer_loss(model, states, batch)
+    return dense, answers
+
+
+class Log:
+    """Mean losses and speeds, every now and then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, device=device)
+        self.waited, self.marked, self.reported = 0.0, time.monotonic(), 0
+
+    def wait(self, get: Callable[[], Batch]) -> Batch:
+        """A batch; the wait for it counts."""
+        before = time.monotonic()
+        batch = get()
+        self.waited += time.monotonic() - before
+        return batch
+
+    def add(self, dense: Tensor, answers: Tensor) -> None:
+        """One step's losses."""
+        self.sums += torch.stack([dense.detach(), answers.detach()])
+
+    def report(self, step: int, minutes: float, rate: float) -> None:
+        """Print the means since the last report."""
+        count, now = step - self.reported, time.monotonic()
+        dense, answers = (self.sums / count).tolist()
+        print(
+            f"step {step}  {minutes:.1f} min  dense {dense:.4f}  answers {answers:.4f}  "
+            f"rate {rate:.5f}  {count / (now - self.marked):.1f} steps/s  "
+            f"waiting for data {self.waited / (now - self.marked):.0%}",
+            flush=True,
+        )
+        self.sums.zero_()
+        self.waited, self.marked, self.reported = 0.0, now, step
+
+
+def save(recipe: Recipe, model: nn.Module, heads: Heads, settings: Settings) -> None:
     """Write the checkpoint in bfloat16, and all of it in float32 to resume from."""
-    save_weights(model, out / "model.safetensors", torch.bfloat16)
-    save_weights(model, out / "state.safetensors", torch.float32)
+    save_weights(model, settings.out / "model.safetensors", torch.bfloat16, recipe.hub_name)
+    state = settings.state or settings.out / "state.safetensors"
+    save_weights(model, state, torch.float32, recipe.hub_name)
     save_file(
         {name: t.detach().cpu().contiguous() for name, t in heads.state_dict().items()},
-        out / "state.heads",
+        state.with_suffix(".heads"),
     )
+
+
+def _model(recipe: Recipe, settings: Settings) -> tuple[nn.Module, Heads]:
+    """New, or as an earlier run left them."""
+    model = recipe.new_model(settings.out, settings.seed)
+    heads = Heads(model.config.text_config.hidden_size, recipe.dense_classes)
+    if settings.begin_with:
+        recipe.begin_with(model, settings.begin_with)
+    if settings.resume:
+        load_weights(model, settings.resume, recipe.hub_name)
+        heads.load_state_dict(load_file(settings.resume.with_suffix(".heads")))
+    return model.to(settings.device), heads.to(settings.device)
