@@ -1,6 +1,7 @@
 """The command ``triptych``.
 
     triptych serve    start tritonserver with a model
+    triptych gateway  OpenAI's API in front of a running server
     triptych chat     ask a running server
     triptych doctor   what is installed, and every setting in force
     triptych matrix   which engine serves which medium of which family
@@ -27,6 +28,26 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 # typer brings a click of its own and exports no more of it than this child of its UsageError.
 UsageError: Any = typer.BadParameter.__base__
+
+ServedModelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-model-name",
+        metavar="NAME[=ENSEMBLE]",
+        help="Another name of the model; may be given again.",
+    ),
+]
+ApiKeys = Annotated[
+    list[str] | None,
+    typer.Option("--api-key", help="Who may ask; may be given again. See --api-key-file."),
+]
+ApiKeyFile = Annotated[
+    str, typer.Option(metavar="FILE", help="API keys, one a line, out of sight of `ps`.")
+]
+CorsOrigins = Annotated[
+    list[str] | None,
+    typer.Option("--cors-origin", help="Whose pages may ask, or *; may be given again."),
+]
 
 app = typer.Typer(
     help="Multimodal chat on NVIDIA Triton Inference Server.",
@@ -81,11 +102,31 @@ def serve(
         str, typer.Option(metavar="FILE", help="Write the server's whole log there too.")
     ] = "",
     log_verbose: Annotated[int, typer.Option(min=0, help="Triton's --log-verbose.")] = 0,
+    openai: Annotated[bool, typer.Option("--openai", help="Serve OpenAI's API too.")] = False,
+    openai_port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    served_model_name: ServedModelNames = None,
+    api_key: ApiKeys = None,
+    api_key_file: ApiKeyFile = "",
+    cors_origin: CorsOrigins = None,
 ) -> int:
     """Start tritonserver with a model, until Ctrl-C or SIGTERM."""
     from triptych.cli.serve import serve as run
     from triptych.server import ServerOptions
 
+    gateway = None
+    if openai:
+        gateway = _gateway_options(
+            port=openai_port,
+            served_model_name=served_model_name or [],
+            api_key=api_key or [],
+            api_key_file=api_key_file,
+            cors_origins=cors_origin or [],
+        )
+        if gateway is None:
+            return USAGE
+    elif served_model_name or api_key or api_key_file or cors_origin:
+        _complain("--served-model-name, --api-key and --cors-origin need --openai")
+        return USAGE
     return run(
         ServerOptions(
             model=model,
@@ -101,7 +142,56 @@ def serve(
         ),
         context.args,
         _complain,
+        gateway,
     )
+
+
+@app.command()
+def gateway(
+    triton: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Triton's gRPC; grpcs://HOST:PORT for TLS.")
+    ] = "localhost:8001",
+    triton_metrics: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Triton's metrics, to be shown with the gateway's."),
+    ] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
+    model: Annotated[
+        str, typer.Option(metavar="ENSEMBLE", help="What aliases and readiness are about.")
+    ] = "",
+    served_model_name: ServedModelNames = None,
+    api_key: ApiKeys = None,
+    api_key_file: ApiKeyFile = "",
+    cors_origin: CorsOrigins = None,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Of one request, in MiB.")] = 128,
+    request_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a whole answer.")
+    ] = 600.0,
+    drain_timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that answers have to end after SIGTERM.")
+    ] = 30.0,
+) -> int:
+    """Serve OpenAI's API in front of a running server, until Ctrl-C or SIGTERM."""
+    options = _gateway_options(
+        triton=triton,
+        triton_metrics=triton_metrics,
+        host=host,
+        port=port,
+        model=model,
+        served_model_name=served_model_name or [],
+        api_key=api_key or [],
+        api_key_file=api_key_file,
+        cors_origins=cors_origin or [],
+        max_body_mb=max_body_mb,
+        request_timeout_s=request_timeout_s,
+        drain_timeout_s=drain_timeout_s,
+    )
+    if options is None:
+        return USAGE
+    from triptych.cli.gateway import serve as run
+
+    return run(options, _complain)
 
 
 @app.command()
@@ -214,6 +304,21 @@ def version() -> None:
     import triptych
 
     typer.echo(f"triptych {triptych.__version__}")
+
+
+def _gateway_options(**flags: Any) -> Any:
+    """The gateway's options; None where they are wrong, or the gateway is not installed."""
+    from triptych.errors import ConfigurationError
+
+    try:
+        from triptych.cli.gateway import read_options
+
+        return read_options(**flags)
+    except ModuleNotFoundError as error:
+        _complain(f"the gateway needs {error.name}: pip install 'triptych[gateway]'")
+    except ConfigurationError as error:
+        _complain(error.what)
+    return None
 
 
 def _complain(text: str) -> None:

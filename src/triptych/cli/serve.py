@@ -5,16 +5,22 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Sequence
-from typing import get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 import msgspec
 
 from triptych import server, settings
 from triptych.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from triptych.gateway import GatewayOptions
+
 
 def serve(
-    options: server.ServerOptions, extra: Sequence[str], complain: Callable[[str], None]
+    options: server.ServerOptions,
+    extra: Sequence[str],
+    complain: Callable[[str], None],
+    gateway: GatewayOptions | None = None,
 ) -> int:
     """Serve until a signal.
 
@@ -22,6 +28,7 @@ def serve(
         options: From the flags that ``serve`` has itself.
         extra: The rest of the command line: settings of the stages as flags.
         complain: Prints one line on stderr.
+        gateway: OpenAI's API, to be served too; None: it is not.
 
     Returns:
         The exit code; 2 where a flag or a setting is wrong.
@@ -37,10 +44,14 @@ def serve(
         environ = os.environ | settings.as_environ(options.stage_settings())
         for stage in settings.STAGES:
             settings.load(stage, environ=environ)
+        if gateway is None:
+            return server.serve(options)
+        from triptych.cli.gateway import Beside
+
+        return server.serve(options, beside=Beside(gateway, options))
     except ConfigurationError as error:
         complain(error.what)
         return 2
-    return server.serve(options)
 
 
 def read_settings(arguments: Sequence[str]) -> dict[str, str]:

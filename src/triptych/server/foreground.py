@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.status import Status
@@ -20,16 +21,23 @@ from triptych.server.supervisor import Server
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+Beside: TypeAlias = Callable[[Server], contextlib.AbstractContextManager[str]]
+"""Something that runs while a server does: entered when that is ready, left before it stops; it
+yields a line for the person."""
+
 
 class _Stop(BaseException):
     """A signal asks for the end; no ``except Exception`` on its way may swallow it."""
 
 
-def serve(options: ServerOptions, *, console: Console | None = None) -> int:
+def serve(
+    options: ServerOptions, *, beside: Beside | None = None, console: Console | None = None
+) -> int:
     """Serve until SIGINT or SIGTERM; a second signal ends everything at once.
 
     Args:
         options: What to serve and where.
+        beside: What runs beside the server; nothing unless given.
         console: Where progress and the server's log go; stderr unless given.
 
     Returns:
@@ -45,7 +53,10 @@ def serve(options: ServerOptions, *, console: Console | None = None) -> int:
                 server.start()
                 server.wait_ready()
             progress.ready(server)
-            server.watch()
+            with beside(server) if beside else contextlib.nullcontext("") as line:
+                if line:
+                    progress.say(line)
+                server.watch()
         except _Stop:
             progress.say("stopping; once more to stop at once")
             code = 0
