@@ -146,7 +146,7 @@ async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_p
         await engine.stop()
 
     assert text(deltas) == 2 * said
-    assert all(delta.text in {"", *said} for delta in deltas)
+    assert all(set(delta.text) <= set(said) for delta in deltas)
     entries = [entry for delta in deltas for entry in delta.logprobs]
     assert b"".join(entry.raw or entry.token.encode() for entry in entries) == 2 * said.encode()
     assert text(stopped) == "é"
