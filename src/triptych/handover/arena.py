@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import threading
-import weakref
 from bisect import bisect_left
 from collections import deque
 from contextlib import suppress
@@ -147,13 +146,16 @@ class _Loan:
 
     def __init__(self, arena: Arena, offset: int, nbytes: int) -> None:
         self._arena = arena
+        self._offset = offset
         self._interface = {
             "data": (arena.address + offset, False),
             "shape": (nbytes,),
             "typestr": "|u1",
             "version": 3,
         }
-        weakref.finalize(self, arena.give, offset).atexit = False
+
+    def __del__(self) -> None:
+        self._arena.give(self._offset)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 
 from triptych.contract import NixlAgent
@@ -21,12 +22,12 @@ class Peers:
     """Other agents by name, each added once. Not for several threads at a time.
 
     Args:
-        agent: Ours.
+        agents: Ours; each gets to know every peer.
         key: Who knows it is trusted; see `triptych.handover.trust`.
     """
 
-    def __init__(self, agent: Agent, key: bytes) -> None:
-        self._agent = agent
+    def __init__(self, agents: Sequence[Agent], key: bytes) -> None:
+        self._agents = agents
         self._key = key
         self._metadata: OrderedDict[str, bytes] = OrderedDict()
         self._reads: dict[str, int] = {}
@@ -56,7 +57,7 @@ class Peers:
         self.drop(name)
         self._make_room()
         try:
-            added = self._agent.add(told.metadata)
+            added = {agent.add(told.metadata) for agent in self._agents}.pop()
         except Exception as error:
             raise Unavailable(
                 f"the encoder {name}, which has the embeddings, cannot be reached ({error}); "
@@ -82,8 +83,9 @@ class Peers:
     def drop(self, name: str) -> None:
         """Forget the peer; the next ticket that names it adds it anew."""
         if self._metadata.pop(name, None) is not None:
-            with suppress(Exception):  # a dead peer may have been forgotten by NIXL itself
-                self._agent.remove(name)
+            for agent in self._agents:
+                with suppress(Exception):  # a dead peer may have been forgotten by NIXL itself
+                    agent.remove(name)
 
     def _make_room(self) -> None:
         idle = [name for name in self._metadata if name not in self._reads]

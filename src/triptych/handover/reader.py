@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,8 +38,8 @@ logger = logging.getLogger("triptych.handover")
 
 FIRST_WAIT_S, LAST_WAIT_S = 50e-6, 1e-3
 """Between two looks at what is under way: from the first to the last, doubling."""
-LINGER_S = 0.01
-"""How long the thread drives on what was sent, after the last fetch."""
+LINGER_S, LINGER_WAIT_S = 0.01, 0.005
+"""How long the thread drives on releases after the last fetch, and how often."""
 QUARANTINE_S = 10.0
 """How long memory is not used again whose transfer was given up: bytes may still arrive."""
 
@@ -62,12 +63,12 @@ class Part:
     handle: Any = None
     done: bool = False
 
-    @property
+    @cached_property
     def first(self) -> NixlSpan:
         """Any of the spans: they differ in address and checksum alone."""
         return self.spots[0].span
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """From the header to the last item's end."""
         return max(spot.span.address + spot.item.nbytes for spot in self.spots) - self.first.header
@@ -109,7 +110,10 @@ class NixlFetcher:
         self._arena = Arena(capacity)
         self._agent = Agent("decode")
         self._agent.register(self._arena)
-        self._peers = Peers(self._agent, key)
+        # A read ends when all that was sent before it is acknowledged, for which the owner takes a
+        # millisecond. So releases are sent by somebody else.
+        self._herald = Agent("herald")
+        self._peers = Peers((self._agent, self._herald), key)
         self._active: list[Fetch] = []
         self._abandoned: deque[Abandoned] = deque()
         self._drive_until = 0.0
@@ -176,28 +180,29 @@ class NixlFetcher:
             self._changed.notify_all()
         self._thread.join()
         self._agent.close()
+        self._herald.close()
 
     def _run(self) -> None:
         wait = FIRST_WAIT_S
         while True:
             with self._changed:
-                if not self._active and time.monotonic() >= self._drive_until:
-                    self._changed.wait_for(lambda: self._active or self._drives() or self._closing)
+                if not self._active:
                     wait = FIRST_WAIT_S
+                    left = self._drive_until - time.monotonic()
+                    self._changed.wait(min(LINGER_WAIT_S, left) if left > 0 else None)
                 if self._closing:
                     return
                 try:
-                    self._agent.notifications()
+                    self._herald.notifications()
                 except Exception:
-                    logger.exception("%s cannot be driven on", self._agent.name)
+                    logger.exception("%s cannot be driven on", self._herald.name)
                 ended = self._advance(self._active)
                 self._active = [fetch for fetch in self._active if fetch not in ended]
+                waiting = bool(self._active)
             self._finish(ended)
-            time.sleep(wait)
-            wait = min(2 * wait, LAST_WAIT_S)
-
-    def _drives(self) -> bool:
-        return time.monotonic() < self._drive_until
+            if waiting:
+                time.sleep(wait)
+                wait = min(2 * wait, LAST_WAIT_S)
 
     def _advance(self, fetches: Iterable[Fetch]) -> list[Fetch]:
         """Take each fetch as far as it goes; those that have come to an end, good or bad."""
@@ -302,24 +307,24 @@ class NixlFetcher:
         for fetch in fetches:
             if fetch.future.done():
                 continue
-            tensors: list[torch.Tensor] = [torch.empty(0)] * len(fetch.ticket.items)
+            tensors: dict[int, torch.Tensor] = {}
             error: TriptychError | None = None
             read = []
             for part in fetch.parts:
                 data = self._arena.lend(part.offset or 0, part.nbytes)
                 try:
-                    for place, tensor in verified(part, data):
-                        tensors[place] = tensor
+                    tensors.update(verified(part, data))
                 except TriptychError as found:
                     error = found
                 if not isinstance(error, LeaseLost):
                     read.append(part)
                 del data
-            self._release(read)
             if error:
                 fetch.future.set_exception(error)
             else:
-                fetch.future.set_result(tensors)
+                fetch.future.set_result([tensors[place] for place in range(len(tensors))])
+            del tensors
+            self._release(read)
 
     def _release(self, read: list[Part]) -> None:
         generations: dict[str, list[int]] = {}
@@ -328,14 +333,15 @@ class NixlFetcher:
         with self._changed:
             for name, ended in generations.items():
                 try:
-                    self._agent.notify(name, msgspec.json.encode(Release(ended)))
+                    self._herald.notify(name, msgspec.json.encode(Release(ended)))
                 except Exception as error:
                     logger.warning("%s was not told that it was read: %s", name, error)
             if self._untold:
                 self._untold = False
                 self._tell_transports()
-            self._drive_until = time.monotonic() + LINGER_S
-            self._changed.notify_all()
+            if (now := time.monotonic()) > self._drive_until:
+                self._changed.notify_all()
+            self._drive_until = now + LINGER_S
 
     def _tell_transports(self) -> None:
         """Log what UCX chose for a new peer; on one host TCP is a mistake of the setup."""
