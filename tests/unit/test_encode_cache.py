@@ -35,7 +35,12 @@ def make(rows, host_rows=0, **options):
 
 
 def put(cache, key, tokens=1, fill=0.0):
-    return cache.put(key, item(tokens), embeddings(tokens, fill), 0.5)
+    """Whether it is kept."""
+    entry = cache.put(key, item(tokens), embeddings(tokens, fill), 0.5)
+    if entry is not None:
+        assert entry.pins >= 1
+        cache.release(entry)
+    return entry is not None
 
 
 def held(cache, key):
@@ -107,7 +112,7 @@ def test_what_is_pinned_stays():
 def test_a_copy_is_kept_of_the_piece_alone():
     cache = make(10)
     batch = embeddings(8, 1.0)
-    cache.put("a", item(2), batch[:2], 0.0)
+    cache.release(cache.put("a", item(2), batch[:2], 0.0))
     batch.zero_()
     entry = cache.use("a")
     assert torch.equal(entry.embeddings, embeddings(2, 1.0))
@@ -207,9 +212,29 @@ def test_claims_and_leases_are_bounded(monkeypatch):
     put(cache, "a")
     for claim in "abcd":
         cache.claim(claim, "a", "")
-    assert cache.claimed("a") is None
-    leases = [cache.lease(claim) for claim in "bcd"]
-    assert [lease is not None for lease in leases] == [True, True, False]
+    leases = [cache.lease(claim) for claim in "abcd"]
+    assert [lease is not None for lease in leases] == [False, True, True, False]
+
+
+def test_what_is_pinned_leaves_room_for_the_rest():
+    cache = make(4)
+    put(cache, "a", 3)
+    assert cache.could_keep(4 * ROW)
+    assert not cache.could_keep(5 * ROW)
+    cache.use("a")
+    assert cache.could_keep(ROW)
+    assert not cache.could_keep(2 * ROW)
+
+
+def test_hits_are_counted_where_a_lease_is_given():
+    cache = make(4)
+    put(cache, "a")
+    cache.claim("mine", "a", "")
+    lease = cache.lease("mine")
+    cache.release(cache.redeem(lease.token))
+    entry = cache.use("a")
+    cache.release(cache.redeem(cache.lease_entry(entry)))
+    assert (cache.counters.hits, cache.counters.seconds_saved) == (1, 0.5)
 
 
 class Machine(RuleBasedStateMachine):

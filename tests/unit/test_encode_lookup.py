@@ -3,18 +3,24 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 
+import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
+from triptych import families
 from triptych.contract import Item
-from triptych.encode import lookup
-from triptych.encode.cache import EmbeddingCache
+from triptych.encode import Encoder, lookup
+from triptych.encode.ahead import EncodeAhead, Pending, choose
 from triptych.encode.lookup_client import LookupClient
 from triptych.encode.lookup_server import LookupServer
 from triptych.encode.peers import Peers
+from triptych.settings import EncoderSettings
+from unit.qwen import WIDTH, write_checkpoint
 
 ITEM = Item("image", "h", "uint8", (56, 56, 3), 0, 4, (1, 4, 4))
 
@@ -25,25 +31,75 @@ def folder(tmp_path):
     return tmp_path / "sockets"
 
 
-class Encoder:
-    """The cache of an encoder instance, and its socket."""
+class Tower:
+    """Embeddings that are the first pixel; waits and fails when told to."""
 
-    def __init__(self, folder, name="encoder@encoder_0", revision="one"):
-        self.cache = EmbeddingCache(torch.device("cpu"), 1 << 20, name=name)
-        self.server = LookupServer(self.cache, revision, folder)
+    def __init__(self):
+        self.go = threading.Event()
+        self.go.set()
+        self.batches = []
 
-    def put(self, key, fill=0.0, dtype=torch.float32):
-        self.cache.put(key, ITEM, torch.full((4, 8), fill, dtype=dtype), 0.25)
-        self.server.arrived(key)
+    def encode(self, items, media):
+        assert self.go.wait(10)
+        self.batches.append([item.hash for item in items])
+        if any(item.hash == "bad" for item in items):
+            raise RuntimeError("this one cannot be done")
+        return [torch.full((4, WIDTH), float(array.flatten()[0])) for array in media]
+
+
+class Instance:
+    """An encoder instance with its side road, and a tower that does what the test says."""
+
+    def __init__(self, family, folder, name="encoder@encoder_0", **settings):
+        settings = EncoderSettings(model=str(family.checkpoint.path), **settings)
+        self.encoder = Encoder(family, settings, torch.device("cpu"), name=name)
+        self.tower = self.encoder._tower = Tower()
+        self.cache = self.encoder.cache
+        self.ahead = EncodeAhead(self.encoder, settings.max_encoder_tokens)
+        self.server = LookupServer(self.encoder, self.ahead, folder)
 
     def close(self):
+        self.tower.go.set()
+        self.ahead.stop()
         self.server.stop()
 
 
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    return families.load(write_checkpoint(tmp_path_factory.mktemp("qwen") / "checkpoint"))
+
+
 @pytest.fixture
-def encoder(folder):
-    with closing(Encoder(folder)) as encoder:
-        yield encoder
+def start(family, folder):
+    with ExitStack() as stack:
+
+        def start(name="encoder@encoder_0", **settings):
+            return stack.enter_context(closing(Instance(family, folder, name, **settings)))
+
+        yield start
+
+
+@pytest.fixture
+def encoder(start):
+    return start()
+
+
+def pixels(fill):
+    return np.full((56, 56, 3), fill, np.uint8)
+
+
+async def bring(client, name, fill, **changes):
+    """Bring a picture whose pixels are all ``fill``; its content and claim are ``name``."""
+    item = replace(ITEM, hash=name, **changes)
+    return await client.bring(
+        name, f"content of {name}", f"note of {name}", item, pixels(fill).data
+    )
+
+
+def redeemed(encoder, lease):
+    entry = encoder.cache.redeem(lease)
+    encoder.cache.release(entry)
+    return entry.embeddings
 
 
 async def until(condition):
@@ -61,75 +117,140 @@ async def client_of(folder):
         await client.close()
 
 
-async def test_found_after_it_was_told_and_encoded(folder, encoder):
-    async with client_of(folder) as client:
+async def test_what_is_brought_is_leased_and_found_from_then_on(folder, encoder):
+    async with client_of(folder) as client, client_of(folder) as other:
         assert await client.find("mine") is None
-        await client.tell("mine", "content", "my note")
-        assert await client.find("mine") is None
-        encoder.put("content", 5.0)
-        found = await client.find("mine")
-        assert found.note == "my note"
-        entry = encoder.cache.redeem(found.lease)
-        assert (entry.embeddings == 5.0).all()
+        brought = await bring(client, "mine", 5)
+        assert torch.equal(redeemed(encoder, brought.lease), torch.full((4, WIDTH), 5.0))
+        for each in (client, other):
+            found = await each.find("mine")
+            assert found.note == "note of mine"
+            assert torch.equal(redeemed(encoder, found.lease), torch.full((4, WIDTH), 5.0))
+    assert encoder.tower.batches == [["mine"]]
+    counters = encoder.cache.counters
+    assert (counters.misses, counters.hits) == (1, 2)
 
 
-async def test_two_clients_share_what_one_has_told(folder, encoder):
-    async with client_of(folder) as one, client_of(folder) as other:
-        await one.tell("mine", "content", "")
-        encoder.put("content")
-        assert await one.find("mine")
-        assert await other.find("mine")
+async def test_one_content_brought_by_many_is_encoded_once(folder, encoder):
+    async with client_of(folder) as client, client_of(folder) as other:
+        encoder.tower.go.clear()
+        bringing = [asyncio.create_task(bring(one, "mine", 5)) for one in [client, other] * 8]
+        await until(lambda: "content of mine" in encoder.ahead._pending)
+        assert await asyncio.wait_for(client.find("another"), 5) is None, "answered meanwhile"
+        encoder.tower.go.set()
+        leases = {found.lease for found in await asyncio.gather(*bringing)}
+    assert len(leases) == 16
+    assert encoder.tower.batches == [["mine"]]
 
 
-async def test_waits_for_what_is_on_its_way(folder, encoder):
+async def test_small_media_go_first_in_batches_of_the_budget(folder, start, monkeypatch):
+    encoder = start(max_encoder_tokens=8)
     async with client_of(folder) as client:
-        await client.tell("mine", "content", "")
-        waiting = [asyncio.create_task(client.find("mine", wait_s=10)) for _ in range(8)]
-        await asyncio.sleep(0.1)
-        assert not any(task.done() for task in waiting)
-        assert await client.find("another") is None, "others are answered meanwhile"
-        encoder.put("content")
-        found = await asyncio.wait_for(asyncio.gather(*waiting), 5)
-        assert len({each.lease for each in found}) == 8
+        encoder.tower.go.clear()
+        first = asyncio.create_task(bring(client, "first", 1))
+        await until(lambda: encoder.encoder._one_pass.locked())
+        monkeypatch.setattr("triptych.encode.ahead.PATIENCE_S", 60.0)
+        bringing = []
+        for number, name in enumerate(["large", "a", "b", "c"]):
+            large = {"shape": (112, 56, 3), "grid_thw": (1, 8, 4), "tokens": 8}
+            data = np.full((112, 56, 3), 7, np.uint8) if name == "large" else pixels(number)
+            item = replace(ITEM, hash=name, **(large if name == "large" else {}))
+            bringing.append(asyncio.create_task(client.bring(name, name, "", item, data.data)))
+        await until(lambda: len(encoder.ahead._pending) == 5)
+        encoder.tower.encode = lambda items, media: (
+            encoder.tower.batches.append([item.hash for item in items])
+            or [torch.zeros(item.tokens, WIDTH) for item in items]
+        )
+        encoder.tower.go.set()
+        await asyncio.gather(first, *bringing)
+    assert encoder.tower.batches == [["first"], ["a", "b"], ["c"], ["large"]]
 
 
-async def test_waits_no_longer_than_for_a_failure(folder, encoder):
+def test_what_has_waited_too_long_goes_first():
+    def pending(tokens, since):
+        return Pending("", replace(ITEM, tokens=tokens), torch.empty(0), since)
+
+    small, large, larger = pending(4, 9.9), pending(100, 9.0), pending(200, 8.0)
+    assert choose([small, large, larger], 50, now=9.95) == [larger]
+    assert choose([small, large], 50, now=9.95) == [small]
+    assert choose([small, large], 200, now=10.1) == [large, small]
+
+
+async def test_what_fails_is_told_and_the_rest_is_done(folder, encoder, caplog):
     async with client_of(folder) as client:
-        await client.tell("mine", "content", "")
-        waiting = asyncio.create_task(client.find("mine", wait_s=10))
-        await asyncio.sleep(0.1)
-        encoder.server.arrived("content")  # it failed: it will not come
-        assert await asyncio.wait_for(waiting, 5) is None
+        encoder.tower.go.clear()
+        bringing = [
+            asyncio.create_task(bring(client, name, number))
+            for number, name in enumerate(["good", "bad", "better"])
+        ]
+        await until(lambda: len(encoder.ahead._pending) == 3)
+        encoder.tower.go.set()
+        good, bad, better = await asyncio.wait_for(asyncio.gather(*bringing), 10)
+        assert bad is None
+        assert (redeemed(encoder, good.lease) == 0).all()
+        assert (redeemed(encoder, better.lease) == 2).all()
+    assert "this one cannot be done" in caplog.text
 
 
-async def test_does_not_wait_for_what_nobody_has_told(folder, encoder):
+async def test_what_there_is_no_room_for_is_not_taken(folder, encoder):
+    encoder.cache._tiers["device"].limit = 4 * WIDTH * 4
     async with client_of(folder) as client:
-        begun = time.monotonic()
-        assert await client.find("mine", wait_s=10) is None
-        assert time.monotonic() - begun < 5
+        held = await bring(client, "one", 1)
+        assert await bring(client, "two", 2) is None, "the lease holds all there is"
+        assert encoder.tower.batches == [["one"]]
+        redeemed(encoder, held.lease)
+        assert await bring(client, "two", 2)
 
 
-async def test_waiting_ends(folder, encoder):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": 9},
+        {"grid_thw": None},
+        {"shape": (56, 56)},
+        {"shape": (560, 560, 3)},
+        {"keep": False},
+    ],
+    ids=str,
+)
+async def test_what_the_family_does_not_take_is_not_taken(folder, encoder, changes):
     async with client_of(folder) as client:
-        await client.tell("mine", "content", "")
-        assert await client.find("mine", wait_s=0.05) is None
-        await until(lambda: not encoder.server._waiting)
+        assert await bring(client, "mine", 1, **changes) is None
+        assert await bring(client, "mine", 1)
+
+
+async def test_pixels_that_are_shorter_than_said_are_not_taken(folder, encoder):
+    async with client_of(folder) as client:
+        short = pixels(1).reshape(-1)[:-1].data
+        assert await client.bring("mine", "mine", "", ITEM, short) is None
+        assert await client.bring("mine", "mine", "", ITEM, pixels(1).data)
 
 
 async def test_an_encoder_that_is_not_there_holds_nothing(folder):
     async with client_of(folder) as client:
         assert await client.find("mine") is None
-        await client.tell("mine", "content", "")
+        assert await bring(client, "mine", 1) is None
 
 
-async def test_an_encoder_that_comes_back_is_found_again(folder, monkeypatch):
+async def test_an_encoder_that_stops_lets_go_of_who_waits(folder, start):
+    encoder = start()
+    async with client_of(folder) as client:
+        encoder.tower.go.clear()
+        first = asyncio.create_task(bring(client, "first", 1))
+        await until(lambda: encoder.encoder._one_pass.locked())
+        second = asyncio.create_task(bring(client, "second", 1))
+        await until(lambda: len(encoder.ahead._pending) == 2)
+        await asyncio.to_thread(encoder.close)
+        assert await asyncio.wait_for(second, 10) is None
+        await asyncio.wait_for(first, 10)
+
+
+async def test_an_encoder_that_comes_back_is_found_again(family, folder, monkeypatch):
     monkeypatch.setattr("triptych.encode.lookup_client.SCAN_EVERY_S", 0.0)
     async with client_of(folder) as client:
         for _ in range(2):
-            with closing(Encoder(folder)) as encoder:
-                await client.tell("mine", "content", "")
-                encoder.put("content")
-                await until(lambda: encoder.cache.claimed("mine"))
+            with closing(Instance(family, folder)):
+                assert await bring(client, "mine", 1)
                 assert await client.find("mine")
             assert await client.find("mine") is None
 
@@ -137,51 +258,51 @@ async def test_an_encoder_that_comes_back_is_found_again(folder, monkeypatch):
 async def test_an_encoder_that_does_not_answer_is_passed_over(folder, encoder, monkeypatch, caplog):
     monkeypatch.setattr("triptych.encode.lookup_client.ANSWER_TIMEOUT_S", 0.1)
     async with client_of(folder) as client:
-        await client.tell("mine", "content", "")
-        encoder.put("content")
-        monkeypatch.setattr(encoder.server, "_answer", lambda *_, **__: True)
+        await bring(client, "mine", 1)
+        monkeypatch.setattr(encoder.server, "_answer", lambda *_: None)
         assert await client.find("mine") is None
     assert "did not answer in time" in caplog.text
 
 
-async def test_another_models_encoder_is_not_asked(folder, encoder):
-    with closing(Encoder(folder, "encoder2@encoder2_0")) as other:
-        async with client_of(folder) as client:
-            await client.tell("mine", "content", "")
-            other.put("content")
-            assert await client.find("mine") is None
-            assert other.cache.claimed("mine") is None
+async def test_another_models_encoder_is_not_asked(folder, start):
+    other = start("encoder2@encoder2_0")
+    async with client_of(folder) as client:
+        assert await bring(client, "mine", 1) is None
+    assert other.tower.batches == []
 
 
-async def test_all_instances_are_told_and_any_may_hold(folder, encoder):
-    with closing(Encoder(folder, "encoder@encoder_1")) as second:
-        async with client_of(folder) as client:
-            await client.tell("mine", "content", "")
-            waiting = asyncio.create_task(client.find("mine", wait_s=10))
-            await asyncio.sleep(0.1)
-            second.put("content")
-            assert (await asyncio.wait_for(waiting, 5)).lease.startswith("encoder@encoder_1/")
-            assert (await client.find("mine")).lease.startswith("encoder@encoder_1/")
+async def test_instances_share_the_work_and_any_may_hold(folder, start):
+    instances = [start(f"encoder@encoder_{number}") for number in range(2)]
+    for each in instances:
+        each.tower.go.clear()
+    async with client_of(folder) as client:
+        bringing = [asyncio.create_task(bring(client, name, 1)) for name in "abcd"]
+        await until(lambda: [len(each.ahead._pending) for each in instances] == [2, 2])
+        for each in instances:
+            each.tower.go.set()
+        leases = [found.lease for found in await asyncio.gather(*bringing)]
+        for lease, name in zip(leases, "abcd", strict=True):
+            found = await client.find(name)
+            assert found.lease.partition("/")[0] == lease.partition("/")[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_another_instance_takes_what_this_one_leased(folder, encoder, dtype):
-    encoder.put("content", 3.0, dtype)
-    encoder.cache.claim("mine", "content", "")
-    token = encoder.cache.lease("mine").token
-    fetched = Peers(folder, "one").take(token)
+    entry = encoder.cache.put("content", ITEM, torch.full((4, 8), 3.0, dtype=dtype), 0.25)
+    token = encoder.cache.lease_entry(entry)
+    peers = Peers(folder, encoder.encoder.revision)
+    fetched = peers.take(token)
     assert (fetched.key, fetched.item, fetched.seconds) == ("content", ITEM, 0.25)
     assert fetched.embeddings.dtype == dtype
     assert torch.equal(fetched.embeddings, torch.full((4, 8), 3.0, dtype=dtype))
-    assert Peers(folder, "one").take(token) is None, "good once"
-    assert encoder.cache.use("content").pins == 1, "given back"
+    assert peers.take(token) is None, "good once"
+    assert entry.pins == 1, "given back"
 
 
 def test_a_tower_of_another_revision_takes_nothing(folder, encoder):
-    encoder.put("content")
-    encoder.cache.claim("mine", "content", "")
-    token = encoder.cache.lease("mine").token
-    assert Peers(folder, "two").take(token) is None
+    entry = encoder.cache.put("content", ITEM, torch.zeros(4, 8), 0.25)
+    token = encoder.cache.lease_entry(entry)
+    assert Peers(folder, "another").take(token) is None
     assert encoder.cache.redeem(token), "and costs no lease"
 
 
@@ -193,7 +314,7 @@ def test_a_tower_of_another_revision_takes_nothing(folder, encoder):
     ],
 )  # fmt: skip
 def test_forged_leases_lead_nowhere(folder, encoder, token):
-    assert Peers(folder, "one").take(token) is None
+    assert Peers(folder, encoder.encoder.revision).take(token) is None
     assert encoder.cache.redeem(token) is None
 
 
@@ -209,9 +330,7 @@ async def test_nonsense_ends_its_own_connection_only(folder, encoder, words):
                 assert intruder.recv(1) == b""
             except (BrokenPipeError, ConnectionResetError):
                 pass
-        await client.tell("mine", "content", "")
-        encoder.put("content")
-        assert await client.find("mine")
+        assert await bring(client, "mine", 1)
 
 
 def test_the_sockets_are_this_users_alone(folder, encoder):
@@ -219,33 +338,33 @@ def test_the_sockets_are_this_users_alone(folder, encoder):
 
 
 @pytest.mark.parametrize("which", ["parent", "folder"])
-async def test_a_folder_that_others_may_enter_is_not_used(tmp_path, which):
+def test_a_folder_that_others_may_enter_is_not_used(family, tmp_path, which):
     parent = tmp_path / "parent"
     folder = parent / "sockets"
     folder.mkdir(mode=0o700, parents=True)
     parent.chmod(0o700)
     (parent if which == "parent" else folder).chmod(0o755)
     with pytest.raises(PermissionError, match="not this user's alone"):
-        Encoder(folder)
+        Instance(family, folder)
     assert Peers(folder, "one").take("encoder@encoder_0/1") is None
 
 
-def test_a_link_in_the_place_of_the_folder_is_not_used(tmp_path):
+def test_a_link_in_the_place_of_the_folder_is_not_used(family, tmp_path):
     tmp_path.chmod(0o700)
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "sockets").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError):
-        Encoder(tmp_path / "sockets")
+        Instance(family, tmp_path / "sockets")
 
 
-def test_nothing_is_left(folder):
-    encoder = Encoder(folder)
+def test_nothing_is_left(family, folder):
+    encoder = Instance(family, folder)
     encoder.close()
     encoder.close()
     assert not folder.exists()
 
 
-def test_what_killed_servers_left_is_removed(tmp_path):
+def test_what_killed_servers_left_is_removed(family, tmp_path):
     tmp_path.chmod(0o700)
     long_ago = time.time() - 3600
     for name in ("dead", "alive", "new"):
@@ -260,7 +379,7 @@ def test_what_killed_servers_left_is_removed(tmp_path):
             listener.close()
         if name != "new":
             os.utime(folder, (long_ago, long_ago))
-    with closing(alive), closing(Encoder(tmp_path / "sockets")):
+    with closing(alive), closing(Instance(family, tmp_path / "sockets")):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", "new", "sockets"]
 
 

@@ -242,8 +242,10 @@ def test_load_is_logged(directory, family, caplog):
 def lease(encoder, medium):
     """An item without pixels, as preprocess makes it of what the encoder told it."""
     [key] = encoder.cache._entries.keys() & {content_key(medium[0], medium[1].data)}
-    encoder.cache.claim("mine", key, "")
-    return replace(medium[0], lease=encoder.cache.lease("mine").token)
+    entry = encoder.cache.use(key)
+    token = encoder.cache.lease_entry(entry)
+    encoder.cache.release(entry)
+    return replace(medium[0], lease=token)
 
 
 NOTHING = torch.empty(0, dtype=torch.uint8)

@@ -168,7 +168,7 @@ class EmbeddingCache:
         with self._lock:
             self._unpin(entry)
 
-    def put(self, key: str, item: Item, embeddings: torch.Tensor, seconds: float) -> bool:
+    def put(self, key: str, item: Item, embeddings: torch.Tensor, seconds: float) -> Entry | None:
         """Keep a copy of what was encoded.
 
         Args:
@@ -179,19 +179,33 @@ class EmbeddingCache:
             seconds: What that took.
 
         Returns:
-            Whether it is kept: not if it is too large, or too much is pinned.
+            The entry, pinned until `release`; None: it is too large, or too much is pinned.
         """
         with self._lock:
-            if key in self._entries:
-                return True
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._pin(entry)
+                return entry
             if not self._make_room("device", embeddings.nbytes):
                 self.counters.refused += self.enabled
-                return False
+                return None
             # A batch's results are views of one storage, which a single one would keep alive.
-            entry = Entry(key, item, embeddings.clone(), seconds)
-            self._entries[key] = entry
+            copy = torch.empty_like(embeddings, device=self._device).copy_(embeddings)
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(
+                    self._device
+                ).synchronize()  # others read on other streams
+            entry = self._entries[key] = Entry(key, item, copy, seconds, pins=1)
             self._tiers["device"].add(entry)
-            return True
+            return entry
+
+    def could_keep(self, nbytes: int) -> bool:
+        """Whether so much would be kept if it came now: what is pinned leaves room for it."""
+        with self._lock:
+            self._expire()
+            tier = self._tiers["device"]
+            idle = sum(entry.nbytes for entry in tier.idle.values())
+            return tier.bytes - idle + nbytes <= tier.limit
 
     def claim(self, claim: str, key: str, note: str) -> None:
         """Learn what preprocess calls a content, and what it wants to be told about it.
@@ -204,25 +218,34 @@ class EmbeddingCache:
             if len(self._claims) > MAX_CLAIMS:
                 self._claims.popitem(last=False)
 
-    def claimed(self, claim: str) -> str | None:
-        """The content key of a claim, whether the content is here or not."""
-        with self._lock:
-            known = self._claims.get(claim)
-            return known[0] if known else None
-
     def lease(self, claim: str) -> Leased | None:
         """Pin the content of a claim for whoever will `redeem` the token; None: it is not here."""
         with self._lock:
             self._expire()
             known = self._claims.get(claim)
             entry = self._entries.get(known[0]) if known else None
-            if known is None or entry is None or len(self._leases) >= MAX_LEASES:
+            token = self._grant(entry) if entry else None
+            if known is None or token is None:
                 return None
             self._claims.move_to_end(claim)
-            self._pin(entry)
-            token = f"{self.name}/{secrets.token_hex(16)}"
-            self._leases[token] = _Lease(entry, self._clock() + self._lease_s)
+            self._count_hits(1, entry)
             return Leased(token, known[1])
+
+    def count_hits(self, number: int, entry: Entry) -> None:
+        """Note that so many items need not be encoded."""
+        with self._lock:
+            self._count_hits(number, entry)
+
+    def count_misses(self, number: int) -> None:
+        """Note that so many items were encoded."""
+        with self._lock:
+            self.counters.misses += number
+
+    def lease_entry(self, entry: Entry) -> str | None:
+        """A lease on what the caller has pinned; None: there are too many."""
+        with self._lock:
+            self._expire()
+            return self._grant(entry)
 
     def redeem(self, token: str) -> Entry | None:
         """The entry of a lease, which ends; pinned until `release`. None: no such lease."""
@@ -233,6 +256,19 @@ class EmbeddingCache:
                 return None
             self._promote(lease.entry)
             return lease.entry
+
+    def _count_hits(self, number: int, entry: Entry | None) -> None:
+        if entry:
+            self.counters.hits += number
+            self.counters.seconds_saved += number * entry.seconds
+
+    def _grant(self, entry: Entry) -> str | None:
+        if len(self._leases) >= MAX_LEASES:
+            return None
+        self._pin(entry)
+        token = f"{self.name}/{secrets.token_hex(16)}"
+        self._leases[token] = _Lease(entry, self._clock() + self._lease_s)
+        return token
 
     def _expire(self) -> None:
         """All leases last equally long, so the oldest are first."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from triptych.contract import DType, Item, Ticket, TicketItem, aligned
-from triptych.encode.cache import EmbeddingCache
+from triptych.encode.cache import EmbeddingCache, Entry
 from triptych.encode.jobs import Job, Jobs, batches
 from triptych.encode.keys import revision
 from triptych.encode.peers import Peers
@@ -66,8 +68,8 @@ class Encoder:
         self.dtype = choose_dtype(settings.encoder_dtype, device)
         self._max_tokens = settings.max_encoder_tokens
         self._on_batch = on_batch
-        self._on_result: Callable[[str], None] = lambda key: None
         self._peers: Peers | None = None
+        self._one_pass = threading.Lock()
         self.cache = EmbeddingCache(
             device,
             settings.encoder_cache_mb * MIB,
@@ -93,15 +95,9 @@ class Encoder:
             time.perf_counter() - start,
         )
 
-    def share(self, peers: Peers, on_result: Callable[[str], None]) -> None:
-        """Serve leases of other instances too, and say what has been encoded.
-
-        Args:
-            peers: The other instances.
-            on_result: Called with the content key of every item that was encoded, or failed.
-        """
+    def share(self, peers: Peers) -> None:
+        """Serve leases of other instances too."""
         self._peers = peers
-        self._on_result = on_result
 
     def encode(
         self,
@@ -138,6 +134,36 @@ class Encoder:
                 torch.cuda.current_stream(self.device).synchronize()
             return answers
 
+    def encode_ahead(self, media: Sequence[tuple[str, Item, torch.Tensor]]) -> list[Entry | None]:
+        """Encode media whose requests are still to come, and keep what comes of it.
+
+        Args:
+            media: Each one's `content_key`, its item, which has been checked, and its array.
+
+        Returns:
+            One entry a medium, pinned until `EmbeddingCache.release`; None: it failed, or there
+            is no room for it.
+        """
+        with torch.inference_mode(), Jobs(self.family, self.cache) as jobs:
+            planned = [jobs.job(*each) for each in media]
+            for batch in batches(jobs, self._max_tokens):
+                self._run(batch)
+            return [self.cache.use(job.key) if job.entry else None for job in planned]
+
+    def room_for(self, item: Item) -> bool:
+        """Whether the embeddings of ``item`` would be kept."""
+        size = self.family.embedding_width * self.dtype.itemsize
+        return item.keep and self.cache.could_keep(item.tokens * size)
+
+    def stream(self) -> contextlib.AbstractContextManager[object]:
+        """For a thread that encodes while others answer: on a GPU, a stream of its own."""
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[object] = torch.cuda.stream(
+            torch.cuda.Stream(self.device)
+        )
+        return context
+
     def _run(self, batch: list[Job]) -> None:
         """Put a result into every job; if the pass fails, find out alone whose fault it is."""
         start = time.perf_counter()
@@ -149,7 +175,6 @@ class Encoder:
                 torch.cuda.empty_cache()
             if len(batch) == 1:
                 batch[0].result = InternalError("the encoder failed on this item")
-                self._on_result(batch[0].key)
                 return
             for job in batch:
                 self._run([job])
@@ -157,17 +182,18 @@ class Encoder:
         tokens = sum(job.item.tokens for job in batch)
         each = (time.perf_counter() - start) / tokens
         for job, embedding in zip(batch, embeddings, strict=True):
-            job.result, job.seconds = embedding, each * job.item.tokens
+            job.result = embedding
             if job.item.keep:
-                self.cache.put(job.key, job.item, embedding, job.seconds)
-            self._on_result(job.key)
-        self.cache.counters.misses += len(batch)
+                seconds = each * job.item.tokens
+                job.entry = self.cache.put(job.key, job.item, embedding, seconds)
+        self.cache.count_misses(len(batch))
         self._on_batch(len(batch), tokens)
 
     def _forward(self, batch: list[Job]) -> list[torch.Tensor]:
         items = [job.item for job in batch]
         media = [job.media.to(self.device, non_blocking=True) for job in batch]
-        embeddings = self._tower.encode(items, media)
+        with self._one_pass:  # two would share the device's memory, and each take twice as long
+            embeddings = self._tower.encode(items, media)
         if self.device.type == "cuda":
             # Faults of kernels come out here, and what reads the result need not know our stream.
             torch.cuda.current_stream(self.device).synchronize()

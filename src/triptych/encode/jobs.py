@@ -14,6 +14,8 @@ from triptych.encode.peers import Peers
 from triptych.errors import InvalidValue, LeaseLost, TriptychError
 from triptych.families import Family
 
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
 
 @dataclass(eq=False)
 class Job:
@@ -24,10 +26,10 @@ class Job:
     """`Item.shape` and `Item.dtype`, a view of MEDIA."""
     key: str = ""
     """`content_key`."""
-    seconds: float = 0.0
-    """What encoding it takes, once that is known."""
     repeats: int = 0
-    """Places where it stands, after the first."""
+    """Places where it stands, other than the one that it is encoded for."""
+    entry: Entry | None = None
+    """Pinned as long as the job is used."""
     result: torch.Tensor | TriptychError | None = None
     """Embeddings (tokens, width), or why there are none; None: not encoded yet."""
 
@@ -49,16 +51,16 @@ class Jobs:
         self._cache = cache
         self._peers = peers
         self._by_key: dict[str, Job] = {}
-        self._used: list[Entry] = []
+        self._leases: list[Job] = []
 
     def __enter__(self) -> Jobs:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for entry in self._used:
-            self._cache.release(entry)
-        for job in self:
-            self._count_hits(job.repeats, job.seconds)
+        for job in (*self, *self._leases):
+            if job.entry:
+                self._cache.count_hits(job.repeats, job.entry)
+                self._cache.release(job.entry)
 
     def __iter__(self) -> Iterator[Job]:
         yield from self._by_key.values()
@@ -87,23 +89,26 @@ class Jobs:
             index: self._leased(index, item) for index, item in enumerate(items) if item.lease
         }
         return [
-            leased[index] if index in leased else self._job(item, pixels)
+            leased.get(index) or self._of_pixels(item, pixels)
             for index, (item, pixels) in enumerate(zip(items, views, strict=True))
         ]
 
-    def _job(self, item: Item, media: torch.Tensor) -> Job:
-        if item.precomputed:
-            return Job(item, media, result=media)
-        # What must not be kept shares a pass with its like, and nothing else.
-        key = content_key(item, _octets(media)) + ("" if item.keep else " not kept")
+    def job(self, key: str, item: Item, media: torch.Tensor) -> Job:
+        """The job of one item that has been checked, whose `content_key` is ``key``."""
+        if not item.keep:
+            key += " not kept"  # it shares a pass with its like, and nothing else
         if job := self._by_key.get(key):
             job.repeats += 1
             return job
-        job = Job(item, media, key)
+        job = self._by_key[key] = Job(item, media, key)
         if item.keep and (entry := self._cache.use(key)):
-            job.result, job.seconds = self._use(entry), entry.seconds
-        self._by_key[key] = job
+            job.entry, job.result, job.repeats = entry, entry.embeddings, 1
         return job
+
+    def _of_pixels(self, item: Item, media: torch.Tensor) -> Job:
+        if item.precomputed:
+            return Job(item, media, result=media)
+        return self.job(content_key(item, octets(media)), item, media)
 
     def _leased(self, index: int, item: Item) -> Job:
         """The job of an item without pixels.
@@ -113,12 +118,13 @@ class Jobs:
             InvalidValue: The lease is of another item.
         """
         where = f"items[{index}]"
+        job = Job(item, _NOTHING)
+        self._leases.append(job)
         if entry := self._cache.redeem(item.lease):
-            source, embeddings = entry.item, self._use(entry)
+            source, job.entry, job.result = entry.item, entry, entry.embeddings
         elif self._peers and (fetched := self._peers.take(item.lease)):
-            source, embeddings = fetched.item, fetched.embeddings
-            self._cache.put(fetched.key, fetched.item, fetched.embeddings, fetched.seconds)
-            self._count_hits(1, fetched.seconds)
+            source, job.result = fetched.item, fetched.embeddings
+            job.entry = self._cache.put(fetched.key, source, fetched.embeddings, fetched.seconds)
         else:
             self._cache.counters.lost += 1
             raise LeaseLost(
@@ -129,23 +135,14 @@ class Jobs:
             raise InvalidValue(
                 f"the lease is of {_reading(source)}, the item is {_reading(item)}", where=where
             )
-        return Job(item, embeddings[:0], result=embeddings)
-
-    def _use(self, entry: Entry) -> torch.Tensor:
-        self._used.append(entry)
-        self._count_hits(1, entry.seconds)
-        return entry.embeddings
-
-    def _count_hits(self, number: int, seconds: float) -> None:
-        self._cache.counters.hits += number
-        self._cache.counters.seconds_saved += number * seconds
+        return job
 
 
 def _reading(item: Item) -> tuple[object, ...]:
     return item.modality, item.dtype, item.shape, item.tokens, item.grid_thw
 
 
-def _octets(media: torch.Tensor) -> memoryview:
+def octets(media: torch.Tensor) -> memoryview:
     """The bytes of an array, on the host, without a copy if they are there."""
     return memoryview(media.cpu().reshape(-1).view(torch.uint8).numpy())
 

@@ -1,14 +1,18 @@
 """How preprocess learns what the encoder holds: the messages, and where they are exchanged.
 
-    preprocess ──Find(claim)──────────▶ encoder     before decoding; a hit is a lease
-               ◀─────Found(lease)──────
-    preprocess ──Tell(claim, content)─▶ encoder     after decoding, before the pixels come
-    encoder    ──Take(lease)──────────▶ encoder     when another instance gave the lease
+    preprocess ──Find(claim)──────▶ encoder     before decoding: is it held?
+               ◀──────Found(lease)─
+    preprocess ──Bring(pixels)────▶ encoder     after decoding: encode it, the request follows
+               ◀──────Found(lease)─
+    encoder    ──Take(lease)──────▶ encoder     when another instance gave the lease
+               ◀─────Taken(bytes)──
 
 Each encoder instance listens on a Unix socket in a directory that belongs to its tritonserver and
 that only this user may enter. Not a call of the model (BLS), for two reasons: it would wait in the
 encoder's queue behind the forward pass of other requests, when the answer is a look in a table,
 and Triton's callers could send it as well, so that every answer would need a proof.
+
+Every ``Unknown`` has a way round it: preprocess sends the pixels as MEDIA.
 
 A message is one line of JSON.
 """
@@ -24,7 +28,7 @@ from pathlib import Path
 import blake3
 import msgspec
 
-from triptych.contract import DType
+from triptych.contract import DType, Item
 
 SUFFIX = ".sock"
 SEPARATOR = "@"
@@ -40,18 +44,21 @@ class Find(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     claim: str
-    wait_s: float = 0.0
-    """How long to wait for the content, if it was told and is not here yet, in seconds."""
 
 
-class Tell(msgspec.Struct, frozen=True, tag=True):
-    """A claim names a content whose pixels are coming. It has no answer."""
+class Bring(msgspec.Struct, frozen=True, tag=True):
+    """Pixels, for embeddings that the sender's request will need, and what they are called."""
 
+    id: int
     claim: str
     content: str
     """`triptych.encode.keys.content_key`."""
     note: str
     """What to be told when the claim is found."""
+    item: Item
+    file: str
+    """Path of an open file of the sender that holds the pixels, under ``/proc``; it stays open
+    until there is an answer."""
 
 
 class Take(msgspec.Struct, frozen=True, tag=True):
@@ -64,19 +71,19 @@ class Take(msgspec.Struct, frozen=True, tag=True):
 
 
 class Found(msgspec.Struct, frozen=True, tag=True):
-    """The answer to `Find`."""
+    """The answer to `Find` or `Bring`."""
 
     id: int
     lease: str
-    note: str
+    note: str = ""
+    """As it was given with the claim."""
 
 
 class Taken(msgspec.Struct, frozen=True, tag=True):
     """The answer to `Take`; the embeddings' bytes follow the line."""
 
     id: int
-    item: msgspec.Raw
-    """`triptych.contract.Item`."""
+    item: Item
     key: str
     dtype: DType
     shape: tuple[int, int]
@@ -85,12 +92,15 @@ class Taken(msgspec.Struct, frozen=True, tag=True):
 
 
 class Unknown(msgspec.Struct, frozen=True, tag=True):
-    """The answer to `Find` or `Take` when there is nothing."""
+    """The answer when there is nothing to be had.
+
+    After `Bring`: the encoder failed, or has no room for what would come of the pixels.
+    """
 
     id: int
 
 
-Request = Find | Tell | Take
+Request = Find | Bring | Take
 Reply = Found | Taken | Unknown
 
 _ENCODER = msgspec.json.Encoder()

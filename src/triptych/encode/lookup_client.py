@@ -6,19 +6,25 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from triptych.contract import Item
 from triptych.encode import lookup
-from triptych.encode.lookup import Find, Found, Tell, Unknown
+from triptych.encode.lookup import Bring, Find, Found, Unknown
 
 logger = logging.getLogger("triptych.encode.lookup")
 
 ANSWER_TIMEOUT_S = 0.5
 """For an answer without waiting. An encoder that takes longer is passed over: the medium is decoded
 as if it were new."""
+ENCODE_TIMEOUT_S = 60.0
+"""For pixels to become embeddings, the queue before them included. What takes longer is sent as
+MEDIA, which Triton's own queue keeps in order."""
 SCAN_EVERY_S = 1.0
 """Between two looks for encoder instances that have come up."""
 
@@ -38,30 +44,39 @@ class LookupClient:
         self._pattern = f"{model}{lookup.SEPARATOR}*{lookup.SUFFIX}"
         self._links: dict[Path, _Link] = {}
         self._next_scan = 0.0
+        self._scanning = asyncio.Lock()
+        self._ids = itertools.count()
 
-    async def find(self, claim: str, *, wait_s: float = 0.0) -> Found | None:
-        """A lease on a claim's embeddings, from the first instance that holds them.
-
-        Args:
-            claim: The caller's name for the medium.
-            wait_s: How long to wait if its pixels are on their way, in seconds.
-        """
+    async def find(self, claim: str) -> Found | None:
+        """A lease on a claim's embeddings, from the first instance that holds them."""
         await self._scan()
-        if wait_s and len(self._links) > 1:
-            return await self._first(claim, wait_s)
         for link in [*self._links.values()]:
-            if found := await self._ask(link, claim, wait_s):
+            if found := await self._ask(link, Find(next(self._ids), claim), ANSWER_TIMEOUT_S):
                 return found
         return None
 
-    async def tell(self, claim: str, content: str, note: str) -> None:
-        """Announce a content's pixels to all instances; which of them gets it is not known."""
+    async def bring(
+        self, claim: str, content: str, note: str, item: Item, data: memoryview
+    ) -> Found | None:
+        """Have pixels encoded by the instance that has the least of ours to do.
+
+        Args:
+            claim: The caller's name for the medium.
+            content: `triptych.encode.keys.content_key`.
+            note: What to be told when the claim is found.
+            item: What the pixels are.
+            data: The pixels.
+
+        Returns:
+            A lease on the embeddings, when they are made; None: they could not be.
+        """
         await self._scan()
-        for link in [*self._links.values()]:
-            try:
-                link.send(Tell(claim, content, note))
-            except OSError as error:
-                self._drop(link, error)
+        link = min(self._links.values(), key=lambda link: len(link.asked), default=None)
+        if link is None:
+            return None
+        with _shared(data) as file:
+            message = Bring(next(self._ids), claim, content, note, item, file)
+            return await self._ask(link, message, ENCODE_TIMEOUT_S)
 
     async def close(self) -> None:
         """Hang up; a second call does nothing."""
@@ -69,24 +84,10 @@ class LookupClient:
             await link.close()
         self._links.clear()
 
-    async def _first(self, claim: str, wait_s: float) -> Found | None:
-        """From whichever instance comes to hold it first; the others' leases run out."""
-        asking = [
-            asyncio.ensure_future(self._ask(link, claim, wait_s)) for link in self._links.values()
-        ]
+    async def _ask(self, link: _Link, message: Find | Bring, timeout_s: float) -> Found | None:
         try:
-            for answer in asyncio.as_completed(asking):
-                if found := await answer:
-                    return found
-            return None
-        finally:
-            for each in asking:
-                each.cancel()
-
-    async def _ask(self, link: _Link, claim: str, wait_s: float) -> Found | None:
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S + wait_s):
-                return await link.find(claim, wait_s)
+            async with asyncio.timeout(timeout_s):
+                return await link.ask(message)
         except TimeoutError:
             logger.warning("%s did not answer in time", link.address.name)
         except OSError as error:
@@ -94,16 +95,18 @@ class LookupClient:
         return None
 
     async def _scan(self) -> None:
-        now = time.monotonic()
-        if now < self._next_scan:
-            return
-        self._next_scan = now + SCAN_EVERY_S
-        if not lookup.private(self._folder):
-            return
-        for address in sorted(self._folder.glob(self._pattern)):
-            if address not in self._links:
-                with contextlib.suppress(OSError):  # it is on its way up or down
-                    self._links[address] = await _Link.open(address)
+        """Connect to instances that have come up; who comes meanwhile waits for that."""
+        async with self._scanning:
+            now = time.monotonic()
+            if now < self._next_scan:
+                return
+            self._next_scan = now + SCAN_EVERY_S
+            if not lookup.private(self._folder):
+                return
+            for address in sorted(self._folder.glob(self._pattern)):
+                if address not in self._links:
+                    with contextlib.suppress(OSError):  # it is on its way up or down
+                        self._links[address] = await _Link.open(address)
 
     def _drop(self, link: _Link, error: OSError) -> None:
         if self._links.get(link.address) is link:
@@ -121,8 +124,7 @@ class _Link:
         self.address = address
         self._reader = reader
         self._writer = writer
-        self._ids = itertools.count()
-        self._asked: dict[int, asyncio.Future[Found | None]] = {}
+        self.asked: dict[int, asyncio.Future[Found | None]] = {}
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -132,21 +134,21 @@ class _Link:
         )
         return cls(address, reader, writer)
 
-    def send(self, message: lookup.Request) -> None:
-        """Without waiting: messages are short, and few are under way."""
+    async def ask(self, message: Find | Bring) -> Found | None:
+        """The answer.
+
+        Raises:
+            OSError: The instance has hung up.
+        """
         if self._reading.done():
             raise ConnectionResetError("it has hung up")
-        self._writer.write(lookup.line(message))
-
-    async def find(self, claim: str, wait_s: float) -> Found | None:
-        number = next(self._ids)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer = self.asked[message.id] = asyncio.get_running_loop().create_future()
         try:
-            self.send(Find(number, claim, wait_s))
+            self._writer.write(lookup.line(message))
             found: Found | None = await answer
             return found
         finally:
-            self._asked.pop(number, None)
+            del self.asked[message.id]
 
     def hang_up(self) -> None:
         self._reading.cancel()
@@ -162,15 +164,28 @@ class _Link:
         try:
             while line := await self._reader.readline():
                 reply = lookup.read_reply(line)
-                answer = self._asked.get(reply.id)
+                answer = self.asked.get(reply.id)
                 if answer is not None and not answer.done():
                     answer.set_result(None if isinstance(reply, Unknown) else _found(reply))
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             gone = ConnectionResetError(str(error))
         finally:
-            for answer in self._asked.values():
+            for answer in self.asked.values():
                 if not answer.done():
                     answer.set_exception(gone)
+
+
+@contextlib.contextmanager
+def _shared(data: memoryview) -> Iterator[str]:
+    """Memory that holds ``data`` as long as this lasts, and a path under which others open it."""
+    handle = os.memfd_create("triptych-pixels", os.MFD_CLOEXEC)
+    try:
+        done = 0
+        while done < data.nbytes:
+            done += os.pwrite(handle, data[done:], done)
+        yield f"/proc/{os.getpid()}/fd/{handle}"
+    finally:
+        os.close(handle)
 
 
 def _found(reply: lookup.Reply) -> Found:

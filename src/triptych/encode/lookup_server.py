@@ -1,4 +1,4 @@
-"""The encoder's side of `triptych.encode.lookup`: a thread that answers from the cache."""
+"""The encoder's side of `triptych.encode.lookup`: a thread that answers while others encode."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ import msgspec
 import torch
 
 from triptych.encode import lookup
-from triptych.encode.cache import EmbeddingCache, Entry
-from triptych.encode.lookup import Find, Found, Take, Taken, Tell, Unknown
+from triptych.encode.ahead import EncodeAhead
+from triptych.encode.cache import Entry
+from triptych.encode.encoder import Encoder
+from triptych.encode.lookup import Bring, Found, Take, Taken, Unknown
+from triptych.errors import Overloaded, TriptychError
 
 logger = logging.getLogger("triptych.encode.lookup")
 
@@ -30,8 +33,8 @@ class LookupServer:
     """Answers who asks what an encoder instance holds, also while it encodes.
 
     Args:
-        cache: Of the instance, whose name it has.
-        revision: Of its tower; see `triptych.encode.keys.revision`.
+        encoder: Of the instance, whose cache has its name.
+        ahead: Encodes what is brought.
         folder: Where the socket goes.
 
     Raises:
@@ -39,21 +42,16 @@ class LookupServer:
         ValueError: The instance's name or the path does not do.
     """
 
-    def __init__(self, cache: EmbeddingCache, revision: str, folder: Path) -> None:
-        self._cache = cache
-        self._revision = revision
-        self._address = lookup.address(folder, cache.name)
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+    def __init__(self, encoder: Encoder, ahead: EncodeAhead, folder: Path) -> None:
+        self._encoder = encoder
+        self._cache = encoder.cache
+        self._ahead = ahead
+        self._address = lookup.address(folder, self._cache.name)
         self._listener = _listen(self._address)
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="triptych-lookup", daemon=True)
         self._thread.start()
-
-    def arrived(self, key: str) -> None:
-        """Wake those who wait for a content, which is here now or will not come; any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._wake, key)
 
     def stop(self) -> None:
         """End the thread and remove the socket; a second call does nothing."""
@@ -95,58 +93,46 @@ class LookupServer:
         await asyncio.gather(*connections, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        waits: set[asyncio.Task[None]] = set()
         try:
             while line := await reader.readline():
-                message = lookup.read_request(line)
-                if isinstance(message, Tell):
-                    self._cache.claim(message.claim, message.content, message.note)
-                elif isinstance(message, Take):
-                    self._hand_over(message, writer)
-                elif not self._answer(message, writer):
-                    task = asyncio.create_task(self._wait(message, writer))
-                    waits.add(task)
-                    task.add_done_callback(waits.discard)
+                self._answer(lookup.read_request(line), writer)
                 await writer.drain()
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             logger.warning("a connection to %s ended: %s", self._cache.name, error)
-        finally:
-            for task in waits:
-                task.cancel()
 
-    def _answer(self, find: Find, writer: asyncio.StreamWriter, *, last: bool = False) -> bool:
-        """Answer if the content is here, or if waiting for it is of no use."""
-        if leased := self._cache.lease(find.claim):
-            writer.write(lookup.line(Found(find.id, leased.token, leased.note)))
-            return True
-        if last or not find.wait_s or self._cache.claimed(find.claim) is None:
-            writer.write(lookup.line(Unknown(find.id)))
-            return True
-        return False
+    def _answer(self, message: lookup.Request, writer: asyncio.StreamWriter) -> None:
+        if isinstance(message, Bring):
+            self._take_in(message, writer)
+        elif isinstance(message, Take):
+            self._hand_over(message, writer)
+        elif leased := self._cache.lease(message.claim):
+            writer.write(lookup.line(Found(message.id, leased.token, leased.note)))
+        else:
+            writer.write(lookup.line(Unknown(message.id)))
 
-    async def _wait(self, find: Find, writer: asyncio.StreamWriter) -> None:
-        key, event = self._cache.claimed(find.claim) or "", asyncio.Event()
-        waiting = self._waiting.setdefault(key, set())
-        waiting.add(event)
+    def _take_in(self, bring: Bring, writer: asyncio.StreamWriter) -> None:
+        """Put pixels into the queue; the answer comes from there."""
+        self._cache.claim(bring.claim, bring.content, bring.note)
         try:
-            # What arrived before there was an event has woken nobody.
-            if not self._answer(find, writer):
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), find.wait_s)
-                self._answer(find, writer, last=True)
-        finally:
-            waiting.discard(event)
-            if not waiting and self._waiting.get(key) is waiting:
-                del self._waiting[key]
-        with contextlib.suppress(OSError):
-            await writer.drain()
+            self._encoder.family.check_item(bring.item)
+            if not self._encoder.room_for(bring.item):
+                raise Overloaded("the cache has no room for it")
+            media = _read(bring)
+        except (OSError, TriptychError) as error:
+            logger.debug("pixels were not taken in: %s", error)
+            writer.write(lookup.line(Unknown(bring.id)))
+            return
 
-    def _wake(self, key: str) -> None:
-        for event in self._waiting.pop(key, ()):
-            event.set()
+        def done(entry: Entry | None) -> None:
+            token = self._cache.lease_entry(entry) if entry else None
+            reply = Found(bring.id, token) if token else Unknown(bring.id)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the connection
+                self._loop.call_soon_threadsafe(writer.write, lookup.line(reply))
+
+        self._ahead.submit(bring.content, bring.item, media, done)
 
     def _hand_over(self, take: Take, writer: asyncio.StreamWriter) -> None:
-        entry = self._cache.redeem(take.lease) if take.revision == self._revision else None
+        entry = self._cache.redeem(take.lease) if take.revision == self._encoder.revision else None
         if entry is None:
             writer.write(lookup.line(Unknown(take.id)))
             return
@@ -163,7 +149,7 @@ def _packed(id: int, entry: Entry) -> tuple[Taken, memoryview]:
     data = memoryview(host.view(torch.uint8).numpy()).cast("B")
     header = Taken(
         id=id,
-        item=msgspec.Raw(msgspec.json.encode(entry.item)),
+        item=entry.item,
         key=entry.key,
         dtype=str(host.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         shape=(host.shape[0], host.shape[1]),
@@ -171,6 +157,20 @@ def _packed(id: int, entry: Entry) -> tuple[Taken, memoryview]:
         nbytes=data.nbytes,
     )
     return header, data
+
+
+def _read(bring: Bring) -> torch.Tensor:
+    """The pixels, as the item says.
+
+    Raises:
+        OSError: The sender is gone, or its file holds less than the item.
+    """
+    data = bytearray(bring.item.nbytes)
+    with open(bring.file, "rb", buffering=0) as file:
+        if file.readinto(data) != len(data):
+            raise OSError(f"{bring.file} holds less than {len(data)} bytes")
+    media = torch.frombuffer(data, dtype=getattr(torch, bring.item.dtype))
+    return media.view(bring.item.shape)
 
 
 def _listen(address: Path) -> socket.socket:
@@ -195,7 +195,7 @@ def _listen(address: Path) -> socket.socket:
 
 def _sweep(root: Path) -> None:
     """Remove what servers that were killed have left."""
-    for folder in root.iterdir():
+    for folder in root.glob("*/"):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime < ABANDONED_AFTER_S:
                 continue

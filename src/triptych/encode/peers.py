@@ -80,5 +80,4 @@ def _read(stream: BinaryIO) -> Fetched | None:
             raise ConnectionResetError(f"{done} of {len(view)} bytes came")
         done += count
     embeddings = torch.frombuffer(data, dtype=getattr(torch, reply.dtype)).view(reply.shape)
-    item = msgspec.json.decode(reply.item, type=Item)
-    return Fetched(reply.key, item, embeddings, reply.seconds)
+    return Fetched(reply.key, reply.item, embeddings, reply.seconds)

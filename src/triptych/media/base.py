@@ -66,17 +66,16 @@ class MediaOptions(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
 class Holder(Protocol):
     """Who may have the embeddings of a medium already, so that its pixels are not needed."""
 
-    async def find(self, key: str, *, wait: bool = False) -> Loaded | None:
+    async def find(self, key: str) -> Loaded | None:
         """The medium called ``key`` without its array; None: it is not held.
 
         Args:
             key: The loader's name for a content and all that was asked of it.
-            wait: Its pixels are on their way there: give them time to arrive.
         """
         ...
 
-    async def tell(self, key: str, loaded: Loaded) -> None:
-        """Announce that the pixels of ``key`` are coming."""
+    async def bring(self, key: str, loaded: Loaded) -> Loaded | None:
+        """Have the medium called ``key`` held; None: it is not, and its array must be sent."""
         ...
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 
 import blake3
 import msgspec
@@ -170,12 +171,13 @@ class MediaLoader:
         """By http or https; the cache may spare the fetch, the decoding or both."""
         self._policy.check_url(url)
         known = self._cache.origin(url)
-        kept = await self._kept(_key(modality, known.hash, options)) if known else None
+        key = _key(modality, known.hash, options) if known else ""
+        kept = await self._kept(key) if known else None
         if known and kept:
             named = self._cache.named(options.uuid, url) == known.hash
             if named or known.fresh_until > time.monotonic():
                 self.counters.hits += 1
-                return kept
+                return await self._brought(key, kept)
         validators = known.validators if known and kept else {}
         limit = self._limit(modality, options)
 
@@ -193,7 +195,7 @@ class MediaLoader:
         self._cache.name(options.uuid, url)
         if content is None and kept is not None:
             self.counters.hits += 1
-            return kept
+            return await self._brought(key, kept)
         if content is None:
             raise MediaUnreachable("the host says that nothing has changed, which was not asked")
         return await self._decoded(modality, content, options)
@@ -248,30 +250,41 @@ class MediaLoader:
     async def _decoded(self, modality: Modality, content: Content, options: MediaOptions) -> Loaded:
         """From who holds it, the cache, a decode under way, or a worker."""
         key = _key(modality, content.hash, options)
-        if content.storable and (found := await self._kept(key)):
+        if content.storable and (kept := await self._kept(key)):
             self.counters.hits += 1
-            return found
-        first = False
-
-        async def decode() -> Loaded:
-            nonlocal first
-            first = True
-            return await self._decode(key, modality, content, options)
-
-        loaded = await self._decodes.run(key, decode)
-        if first or not self._holder or not loaded.keep:
-            return loaded
-        # Its pixels are sent already, by whom this load has joined.
-        return await self._holder.find(key, wait=True) or loaded
+            return await self._brought(key, kept)
+        return await self._shared(key, lambda: self._decode(key, modality, content, options))
 
     async def _kept(self, key: str) -> Loaded | None:
         """What was decoded before: a lease of its embeddings, or its pixels."""
-        if self._holder and (held := await self._holder.find(key)):
-            return held
-        found = self._cache.get(key)
-        if found and self._holder:
-            await self._holder.tell(key, found)
-        return found
+        held = await self._holder.find(key) if self._holder else None
+        return held or self._cache.get(key)
+
+    async def _brought(self, key: str, kept: Loaded) -> Loaded:
+        """A lease in place of pixels, if there is who holds them."""
+
+        async def same() -> Loaded:
+            return kept
+
+        if kept.lease or not self._holder:
+            return kept
+        return await self._shared(key, same)
+
+    async def _shared(self, key: str, load: Callable[[], Awaitable[Loaded]]) -> Loaded:
+        """What ``load`` gives, brought to who holds it; done once for all who want it now."""
+        own: Loaded | None = None
+
+        async def work() -> Loaded:
+            nonlocal own
+            loaded = await load()
+            own = await self._holder.bring(key, loaded) if self._holder else None
+            return loaded
+
+        loaded = await self._decodes.run(key, work)
+        if own or not self._holder or not loaded.keep:
+            return own or loaded
+        # A lease is good for one use: whoever has joined asks for another.
+        return await self._holder.find(key) or loaded
 
     async def _decode(
         self, key: str, modality: Modality, content: Content, options: MediaOptions
@@ -296,8 +309,6 @@ class MediaLoader:
         )
         if content.storable:
             self._cache.put(key, loaded)
-            if self._holder:
-                await self._holder.tell(key, loaded)
         return loaded
 
     def _kind(self, modality: Modality, data: bytes, options: MediaOptions) -> str:

@@ -1,7 +1,8 @@
 """The model ``encoder``: MEDIA and ITEMS in, EMBEDDINGS and TICKET out.
 
 Not decoupled. Triton's dynamic batcher gathers requests; what comes in one ``execute`` is encoded
-together.
+together. Behind a preprocess of the same server that is the exception: it brings pixels by a side
+road (`triptych.encode.lookup`), and its requests come with leases on what was made of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from triptych import contract, families
 from triptych.encode import Encoded, Encoder, lookup
+from triptych.encode.ahead import EncodeAhead
 from triptych.encode.lookup_server import LookupServer
 from triptych.encode.peers import Peers
 from triptych.errors import ConfigurationError, InvalidValue, TriptychError
@@ -50,7 +52,7 @@ class EncoderModel:
             name=lookup.instance(args["model_name"], args["model_instance_name"]),
         )
         self._publishers = Publishers(settings, self._encoder.device)
-        self._lookup = start_lookup(self._encoder) if self._encoder.cache.enabled else None
+        self._side_road = open_side_road(self._encoder, settings)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request; a faulty one has an error for an answer, alone."""
@@ -75,7 +77,7 @@ class EncoderModel:
             return answers
         for place, answer, publisher in zip(places, encoded, publishers, strict=True):
             answers[place] = respond(requests[place], answer, publisher)
-        self._metrics.cache(self._encoder.cache)
+        self._metrics.show(self._encoder.cache)
         return answers
 
     def finalize(self) -> None:
@@ -105,16 +107,43 @@ def choose_device(name: str, args: Mapping[str, str]) -> torch.device:
     return device
 
 
-def start_lookup(encoder: Encoder) -> LookupServer | None:
-    """Let preprocess ask what ``encoder`` holds; without that it sends all media's pixels."""
-    try:
+class SideRoad:
+    """By which preprocess asks for, and brings, what its requests will need.
+
+    Args:
+        encoder: Whose cache it leads to.
+        max_tokens: Embeddings of one forward pass.
+
+    Raises:
+        OSError: The socket cannot be made here.
+        ValueError: Its path will not do.
+    """
+
+    def __init__(self, encoder: Encoder, max_tokens: int) -> None:
         folder = lookup.place()
-        server = LookupServer(encoder.cache, encoder.revision, folder)
+        self._ahead = EncodeAhead(encoder, max_tokens)
+        try:
+            self._server = LookupServer(encoder, self._ahead, folder)
+        except BaseException:
+            self._ahead.stop()
+            raise
+        encoder.share(Peers(folder, encoder.revision))
+
+    def stop(self) -> None:
+        """Answer what is pending with nothing, end both threads and remove the socket."""
+        self._ahead.stop()
+        self._server.stop()
+
+
+def open_side_road(encoder: Encoder, settings: EncoderSettings) -> SideRoad | None:
+    """A `SideRoad`; None: nothing is kept, or this machine does not let us have one."""
+    if not encoder.cache.enabled:
+        return None
+    try:
+        return SideRoad(encoder, settings.max_encoder_tokens)
     except (OSError, ValueError) as error:
         logger.warning("preprocess cannot be told which media are held: %s", error)
         return None
-    encoder.share(Peers(folder, encoder.revision), server.arrived)
-    return server
 
 
 def read_items(request: Any) -> list[contract.Item]:

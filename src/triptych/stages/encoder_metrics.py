@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -28,7 +29,7 @@ class Metrics:
     ``triptych_encoder_batch_items`` is a histogram of the items in a forward pass: its ``_count``
     is the number of passes and its ``_sum`` the number of items encoded. The cache's counts by
     kind of memory, ``triptych_encoder_cache_bytes`` and ``…_evictions_total``, have a label
-    ``memory``. They are as of the end of the last batch.
+    ``memory``. All are as of the end of the last batch.
 
     Args:
         model: Triton's name of the model.
@@ -38,6 +39,7 @@ class Metrics:
     def __init__(self, model: str, instance: str) -> None:
         labels = {"model": model, "instance": instance}
         kinds = pb_utils.MetricFamily
+        self._passes: deque[tuple[int, int]] = deque()
         self._shown: dict[str, float] = {}
         self._families: list[Any] = []
         self._items = self._family(
@@ -63,12 +65,15 @@ class Metrics:
         self._families = self.__dict__.pop("_families")
 
     def batch(self, items: int, tokens: int) -> None:
-        """Count one forward pass."""
-        self._items.observe(items)
-        self._counters["triptych_encoder_tokens_total"].increment(tokens)
+        """Note one forward pass, from any thread."""
+        self._passes.append((items, tokens))
 
-    def cache(self, cache: EmbeddingCache) -> None:
-        """Show the cache's counts as they are now."""
+    def show(self, cache: EmbeddingCache) -> None:
+        """Bring all metrics up to date, from the thread that Triton calls."""
+        while self._passes:
+            items, tokens = self._passes.popleft()
+            self._items.observe(items)
+            self._counters["triptych_encoder_tokens_total"].increment(tokens)
         counts = cache.counters
         for name, count in (
             ("hits", counts.hits),

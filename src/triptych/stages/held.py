@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
 import blake3
 import msgspec
@@ -17,10 +18,6 @@ from triptych.settings import PreprocessSettings
 
 INLINE_BYTES = 4 << 20
 """Up to this size hashing costs less than a thread does."""
-ARRIVAL_S = 2.0
-"""How long to wait, in seconds, for pixels that are on their way to the encoder; after that they
-are sent once more, which costs their transfer and no encoding."""
-
 _NOTHING = np.empty(0, np.uint8)
 
 
@@ -53,9 +50,9 @@ class EncoderHoldings:
         self._client = client
         self._prefix = msgspec.json.encode((settings, [*versions]))
 
-    async def find(self, key: str, *, wait: bool = False) -> Loaded | None:
+    async def find(self, key: str) -> Loaded | None:
         """The medium with a lease for its embeddings, from whichever instance holds them."""
-        found = await self._client.find(self._claim(key), wait_s=ARRIVAL_S if wait else 0.0)
+        found = await self._client.find(self._claim(key))
         if found is None:
             return None
         note = msgspec.json.decode(found.note, type=Note)
@@ -72,10 +69,14 @@ class EncoderHoldings:
             leased_shape=note.shape,
         )
 
-    async def tell(self, key: str, loaded: Loaded) -> None:
-        """Announce the pixels of ``key``; of precomputed embeddings there is nothing to hold."""
-        if loaded.precomputed:
-            return
+    async def bring(self, key: str, loaded: Loaded) -> Loaded | None:
+        """The same medium with a lease, once the encoder has made its embeddings.
+
+        Precomputed embeddings are not brought, since there is nothing to make, nor what its
+        origin forbids to store.
+        """
+        if loaded.precomputed or not loaded.keep:
+            return None
         item = loaded.item(0)
         data = loaded.array.reshape(-1).view(np.uint8).data
         if data.nbytes <= INLINE_BYTES:
@@ -92,7 +93,11 @@ class EncoderHoldings:
             second_per_grid=loaded.second_per_grid,
             timestamps=loaded.timestamps,
         )
-        await self._client.tell(self._claim(key), content, msgspec.json.encode(note).decode())
+        text = msgspec.json.encode(note).decode()
+        found = await self._client.bring(self._claim(key), content, text, item, data)
+        if found is None:
+            return None
+        return replace(loaded, array=_NOTHING, lease=found.lease, leased_shape=item.shape)
 
     async def close(self) -> None:
         """Hang up."""
