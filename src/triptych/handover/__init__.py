@@ -4,6 +4,7 @@
     tensor     inside one Triton server, as the tensor EMBEDDINGS
     owner      NIXL, the encoder's end: one registered arena, leases, no thread that spins
     reader     NIXL, decode's end: reads by ticket, verifies, releases
+    parts      what a ticket asks a reader to do, and what came of it
     peers      the owners that a reader knows
     agent      all that is called of NIXL itself
     arena      registered memory and who has which part of it

@@ -6,6 +6,7 @@ somebody asks for it: `Agent.notifications` at the owner's end, `Agent.done` at 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -178,7 +179,8 @@ class _UcxLog:
             return
         with tempfile.NamedTemporaryFile("r", prefix="triptych-ucx-", delete=False) as file:
             os.environ.update(UCX_LOG_FILE=file.name, UCX_LOG_LEVEL="info")
-            self._file = open(file.name, errors="replace")  # noqa: SIM115 - for the process's life
+            self._file = open(file.name, errors="replace")  # noqa: SIM115 - see the next line
+            atexit.register(self._file.close)
         try:
             yield
         finally:
