@@ -17,7 +17,7 @@ from transformers import (
     LlavaNextVideoForConditionalGeneration,
 )
 
-from . import chats, examples
+from . import chats, examples, model
 from .checkpoint import random_weights, write_json
 from .model import IMAGE_MEAN, IMAGE_STD, VOCABULARY
 from .tokenizer import build_tokenizer, tokenizer_config
@@ -123,8 +123,9 @@ def write_files(folder: Path, *, video: bool) -> None:
     """Write everything but the weights."""
     # The vocabulary of the tiny Qwen2.5-VL, but for the special tokens: its language model can be
     # what the training begins with.
+    vocabulary = VOCABULARY - len(model.SPECIAL_TOKENS) + len(SPECIAL_TOKENS)
     tokenizer = build_tokenizer(
-        examples.every_text() + chats.every_text(), SPECIAL_TOKENS, VOCABULARY - 9
+        examples.every_text() + chats.every_text(), SPECIAL_TOKENS, vocabulary
     )
     config = build_config(tokenizer, video=video)
     processor = "LlavaNextVideoProcessor" if video else "LlavaProcessor"

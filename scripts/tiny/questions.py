@@ -35,6 +35,8 @@ PAIR_TYPES: tuple[str, ...] = (
     "compare_contents",
     "one_of_two",
 )
+LLAVA_TYPES: tuple[str, ...] = (*IMAGE_TYPES, "compare_count", "compare_colour", "one_of_two")
+"""What the tiny LLaVA-1.5 answers for combinations, too, that it never saw; see its card."""
 VIDEO_TYPES: tuple[str, ...] = ("video_shape", "video_colour", "video_motion", "video_description")
 
 

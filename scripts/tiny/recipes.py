@@ -18,7 +18,7 @@ from .chats import DEFAULT_SYSTEM, Chat, Media, Turn
 from .checkpoint import llava_hub_name
 from .clips import CLIP_TYPES, clip_example
 from .examples import example, video_example
-from .questions import IMAGE_TYPES, PAIR_TYPES, VIDEO_TYPES, Question
+from .questions import IMAGE_TYPES, LLAVA_TYPES, PAIR_TYPES, VIDEO_TYPES, Question
 from .tone_questions import SOUND_PAIR_TYPES, SOUND_TYPES, sound_example
 
 
@@ -115,7 +115,7 @@ class QwenVL(Recipe):
 class Llava(Recipe):
     """LLaVA-1.5: pictures, two pictures."""
 
-    types = IMAGE_TYPES + PAIR_TYPES
+    types = LLAVA_TYPES
     dense_classes = data.DENSE_CLASSES
     video = False
 
