@@ -6,14 +6,22 @@ import asyncio
 import base64
 import json
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import openai
+import openapi_spec_validator
+import psutil
 import pytest
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
 
 from pictures import encoded, noise
 from triptych.gateway import Gateway, GatewayOptions
@@ -503,6 +511,117 @@ def test_the_document(http: httpx.Client) -> None:
         "/metrics",
     }
     assert http.get("/docs").status_code == 200
+    openapi_spec_validator.validate(document)
+
+
+def test_made_up_requests_get_what_the_document_says(http: httpx.Client, tmp_path: Path) -> None:
+    document = http.get("/openapi.json").json()
+    # Else hardly one request would get past the model's name.
+    fields = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
+    fields["model"] = {"enum": [MODEL]}
+    (tmp_path / "openapi.json").write_text(json.dumps(document))
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "run", "openapi.json",
+        "--url", str(http.base_url), "--max-examples", "50", "--phases", "coverage,fuzzing",
+        "--generation-deterministic",
+        # Some rules no schema tells, as that top_logprobs needs logprobs.
+        "--exclude-checks", "positive_data_acceptance",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+def test_langchain_asks_about_a_picture(gateway: Gateway) -> None:
+    model = ChatOpenAI(base_url=f"{gateway.url}/v1", api_key="none", model=MODEL, max_retries=0)
+    messages = [HumanMessage(content=[text("What is this?"), picture()])]
+    answer = model.invoke(messages)
+    assert "image 0" in answer.content
+    assert answer.usage_metadata["input_tokens"] > 0
+    pieces = list(model.stream(messages))
+    assert "".join(piece.content for piece in pieces) == answer.content
+
+
+def test_ready_is_what_would_answer(start_server: Callable[..., Server]) -> None:
+    """Triton goes on calling itself ready when a model's process has died."""
+    server = start_server("echo")
+    with before(server) as gateway:
+        url = f"{gateway.url}/health/ready"
+        assert httpx.get(url).status_code == 200
+        children = psutil.Process(server.pid).children()
+        [stub] = [child for child in children if "decode_echo_0_0" in child.cmdline()]
+        stub.kill()
+        deadline = time.monotonic() + 30
+        while (response := httpx.get(url, timeout=30)).status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert response.status_code == 503
+        assert problem(response)["code"] == "unavailable"
+        assert httpx.get(f"http://localhost:{server.http_port}/v2/health/ready").status_code == 200
+        assert httpx.get(f"{gateway.url}/health/live").status_code == 200
+    server.kill()
+    server.stop()
+
+
+def test_the_command_serves_both(echo_repository: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    program = "import sys; from triptych.cli import main; sys.exit(main())"
+    flags = {
+        "--model": checkpoint, "--engine": "echo", "--model-repository": echo_repository,
+        "--http-port": 0, "--grpc-port": 0, "--metrics-port": 0, "--openai-port": 0,
+        "--api-key-file": tmp_path / "keys", "--max-request-mb": 1,
+    }  # fmt: skip
+    arguments = [str(part) for pair in flags.items() for part in pair]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "serve", "--openai", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        lines = iter(process.stderr.readline, "")
+        line = next(line for line in lines if line.startswith("OpenAI's API on "))
+        url = line.split()[3].removesuffix(",")
+        with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            name = checkpoint.name
+            assert client.chat.completions.create(model=name, messages=HELLO).model == name
+            assert {model.id for model in client.models.list()} == {MODEL, name}
+            with pytest.raises(openai.APIStatusError) as error:
+                client.chat.completions.create(
+                    model=name, messages=[{"role": "user", "content": "a" * (1 << 20)}]
+                )
+            assert error.value.status_code == 413
+        page = httpx.get(url.replace("/v1", "/metrics")).text
+        assert "nv_inference_request_success" in page
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.engine
+def test_vllm_answers_about_a_picture(vllm_server: Server) -> None:
+    """Greedy: the first of several answers is the one, and the library says the same."""
+    content = [picture(), text("What is in the picture?")]
+    messages = [{"role": "user", "content": content}]
+    options = {"model": "chat_vllm", "messages": messages, "max_tokens": 12, "temperature": 0}
+    with (
+        before(vllm_server) as gateway,
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
+        Client(f"localhost:{vllm_server.grpc_port}") as library,
+    ):
+        whole = client.chat.completions.create(**options, n=2, logprobs=True, top_logprobs=3)
+        stream = list(client.chat.completions.create(**options, stream=True))
+        expected = library.chat(messages, max_tokens=12, temperature=0, stream=False)
+    streamed = "".join(piece.choices[0].delta.content or "" for piece in stream)
+    assert [choice.message.content for choice in whole.choices] == [expected.text] * 2
+    assert streamed == expected.text
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.content) == whole.usage.completion_tokens // 2
+    assert all(len(entry.top_logprobs) == 3 for entry in logprobs.content)
 
 
 # Leaving.
@@ -522,7 +641,7 @@ def left(gateway: Gateway) -> float:
 
 
 def assert_the_engine_is_free(gateway: Gateway) -> None:
-    """Each of its four slots is taken until a generation ends, which by itself takes twenty seconds."""
+    """Its four slots are taken until generations end, which by itself takes twenty seconds."""
     began = time.monotonic()
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 1}
     response = httpx.post(f"{gateway.url}/v1/chat/completions", json={**body, "n": 4}, timeout=30)

@@ -66,7 +66,6 @@ class Beside:
             host=server.host,
             model=server.chat_model,
             served_model_name=options.served_model_name or (Path(server.model).resolve().name,),
-            max_body_mb=int(server.settings.get("max_request_mb", options.max_body_mb)),
         )
         self._listener = bind(self._options.host, self._options.port)
 

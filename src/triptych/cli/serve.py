@@ -48,6 +48,8 @@ def serve(
             return server.serve(options)
         from triptych.cli.gateway import Beside
 
+        limit = settings.load(settings.PreprocessSettings, environ=environ).max_request_mb
+        gateway = msgspec.structs.replace(gateway, max_body_mb=limit)
         return server.serve(options, beside=Beside(gateway, options))
     except ConfigurationError as error:
         complain(error.what)

@@ -22,6 +22,18 @@ DOCUMENTED = (
     schema.ErrorResponse,
 )
 
+EVENT = {
+    "type": "object",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "JSON as `Chunk` or `ErrorResponse`; or `[DONE]`.",
+        }
+    },
+    "required": ["data"],
+}
+"""One event of a stream."""
+
 REASONS = {
     400: "The request cannot be served as it is; `param` names the place.",
     401: "No API key, or a wrong one.",
@@ -52,7 +64,7 @@ def answers(
     content: dict[str, Any] = {"application/json": {"schema": _ref(kind)}}
     description = "OK"
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": EVENT}
         description = (
             "The answer; with `stream`, events whose `data` is a `chat.completion.chunk` each, "
             "then `[DONE]`. A fault on the way is an event with `error`, and no `[DONE]` follows."
