@@ -10,7 +10,7 @@ from PIL import Image
 
 from media_files import package_file
 from triptych import families
-from triptych.contract import Item
+from triptych.contract import ImagePlan, Item
 from triptych.media import image
 
 PHOTOS = [
@@ -35,15 +35,44 @@ def tower(family):
     return family.load_tower(torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize(("package", "path"), PHOTOS, ids=lambda value: value.split("/")[-1])
-def test_embeddings_stay_where_they_are(package, path, family, tower):
-    buffer = io.BytesIO()
-    Image.open(package_file(package, path)).convert("RGB").save(buffer, "JPEG", quality=90)
+class Shrunk:
+    """Plans a picture ``by`` times smaller, in whole patches of the model."""
+
+    def __init__(self, by):
+        self._by = by
+
+    def plan_image(self, height, width):
+        rows, columns = (max(28, round(side / self._by / 28) * 28) for side in (height, width))
+        grid = (1, rows // 14, columns // 14)
+        return ImagePlan((rows, columns), rows * columns // 28**2, grid_thw=grid)
+
+
+def likeness(data, planner, tower):
+    """The cosine of the embeddings of both modes."""
     embeddings = []
     for mode in ("exact", "fast"):
-        pixels, plan = image.load(buffer.getvalue(), family, max_pixels=10**8, mode=mode)
+        pixels, plan = image.load(data, planner, max_pixels=10**8, mode=mode)
         item = Item("image", mode, "uint8", pixels.shape, 0, plan.tokens, plan.grid_thw)
         with torch.inference_mode():
             embeddings += tower.encode([item], [torch.from_numpy(pixels.copy())])
     exact, fast = (embedding.flatten() for embedding in embeddings)
-    assert torch.cosine_similarity(exact, fast, dim=0) >= 0.999
+    return torch.cosine_similarity(exact, fast, dim=0)
+
+
+def as_jpeg(package, path, quality):
+    buffer = io.BytesIO()
+    picture = Image.open(package_file(package, path)).convert("RGB")
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("package", "path"), PHOTOS, ids=lambda value: value.split("/")[-1])
+@pytest.mark.parametrize("quality", [75, 90])
+def test_embeddings_stay_where_they_are(package, path, quality, family, tower):
+    assert likeness(as_jpeg(package, path, quality), family, tower) >= 0.999
+
+
+@pytest.mark.parametrize(("package", "path"), PHOTOS, ids=lambda value: value.split("/")[-1])
+@pytest.mark.parametrize("shrinks", [0.8, 1.05, 1.4, 2, 2.9, 3, 3.57, 5, 6, 8])
+def test_however_much_they_shrink(package, path, shrinks, tower):
+    assert likeness(as_jpeg(package, path, 90), Shrunk(shrinks), tower) >= 0.999

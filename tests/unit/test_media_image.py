@@ -77,6 +77,31 @@ def test_every_jpeg_has_the_pixels_of_hugging_face(options, shape):
     assert np.array_equal(got, expected(data, (84, 56)))
 
 
+ENCODINGS = {
+    **{name: {"subsampling": name} for name in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "grey": {},
+    "quality 75": {"quality": 75},
+    "quality 100": {"quality": 100},
+}
+
+
+@pytest.mark.parametrize(("package", "path"), PHOTOS, ids=lambda value: value.split("/")[-1])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_libjpeg_turbo_decodes_as_pillow_does(package, path, encoding):
+    photograph = Image.open(package_file(package, path)).convert(
+        "L" if encoding == "grey" else "RGB"
+    )
+    for crop in ((0, 0), (1, 1), (3, 14)):  # odd sizes, and blocks that are cut
+        size = (photograph.width - crop[0], photograph.height - crop[1])
+        data = image_file(photograph.crop((0, 0, *size)), "JPEG", **ENCODINGS[encoding])
+        opened = Image.open(io.BytesIO(data))
+        pixels = image._turbo(data, opened)
+        assert pixels is not None
+        assert np.array_equal(pixels[..., :3], np.asarray(opened.convert("RGB")))
+
+
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])

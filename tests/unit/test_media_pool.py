@@ -9,6 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -22,7 +23,7 @@ from triptych.errors import (
     MediaUnreadable,
     Overloaded,
 )
-from triptych.media import MediaLoader
+from triptych.media import MediaLoader, image
 from triptych.media.pool import python
 
 CRASH, HANG, FAULT = (data_uri(jpeg(20, width)) for width in (13, 17, 19))
@@ -189,7 +190,7 @@ import asyncio, os, sys
 sys.path[:0] = {path!r}
 from media_files import data_uri, jpeg, settings
 from media_planner import CrashPlanner
-from triptych.media import MediaLoader
+from triptych.media import MediaLoader, image
 
 async def main():
     loader = MediaLoader(settings(decode_timeout_s=600), CrashPlanner())
@@ -275,3 +276,12 @@ async def test_unreadable_has_its_place(make):
     assert str(caught.value).startswith(
         "[media_unreadable] messages[0].content[1].image_url.url: the JPEG cannot be read"
     )
+
+
+async def test_arrays_larger_than_a_worker_keeps_room_for(make):
+    loader = make(planner=FilePlanner())
+    for height, width in ((3400, 3400), (40, 60), (3410, 3400), (3200, 3200)):
+        data = jpeg(height, width, seed=height, quality=20)
+        loaded = await load(loader, data_uri(data))
+        alone = image.load(data, FilePlanner(), max_pixels=10**8)[0]
+        assert np.array_equal(loaded.array, alone)

@@ -16,6 +16,19 @@ Pixels = npt.NDArray[np.uint8]
 """Shape (height, width, 3) or (frames, height, width, 3)."""
 
 
+class Room(Protocol):
+    """Where a decoder puts its pixels."""
+
+    def __call__(self, shape: tuple[int, int, int]) -> Pixels:
+        """An array of ``shape``, uint8, C-contiguous, whose values mean nothing."""
+        ...
+
+
+def fresh(shape: tuple[int, int, int]) -> Pixels:
+    """A `Room` in memory of its own."""
+    return np.empty(shape, np.uint8)
+
+
 class Planner(Protocol):
     """What a model family tells the loader; a `triptych.families.base.Family` is one.
 

@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from triptych.contract import ImagePlan, VideoPlan
 from triptych.errors import MediaError, MediaTooLarge, MediaType, MediaUnreadable
 from triptych.media import fast, resample
-from triptych.media.base import MediaOptions, Pixels, Planner
+from triptych.media.base import MediaOptions, Pixels, Planner, Room, fresh
 from triptych.media.sniff import JPEG, PNG, WEBP, describe, sniff
 
 Mode = Literal["exact", "fast"]
@@ -69,6 +69,7 @@ def load(
     max_pixels: int,
     mode: Mode = "exact",
     options: MediaOptions | None = None,
+    room: Room = fresh,
 ) -> tuple[Pixels, ImagePlan]:
     """Decode one picture to its planned size.
 
@@ -78,6 +79,7 @@ def load(
         max_pixels: Width × height that the header may claim.
         mode: ``exact`` or ``fast``.
         options: `MediaOptions.detail` counts.
+        room: Where the pixels are put if it spares a copy.
 
     Returns:
         Pixels (height, width, 3), C-contiguous, of ``plan.shape``, and the plan.
@@ -108,7 +110,7 @@ def load(
             height, width = width, height
         plan = planner.plan_image(*_asked(height, width, options or MediaOptions()))
         with _reading(found.name):
-            return _pixels(image, data, turn, plan, mode), plan
+            return _pixels(image, data, turn, plan, mode, room), plan
 
 
 def _pixels(
@@ -117,14 +119,15 @@ def _pixels(
     turn: Turn,
     plan: ImagePlan,
     mode: Mode,
+    room: Room,
 ) -> Pixels:
     if mode == "fast":
-        return _fast(image, data, turn, plan)
+        return _fast(image, data, turn, plan, room)
     pixels = _turbo(data, image) if _plain_jpeg(image) else None
     picture = _rgb(image) if pixels is None else pixels
     if turn is not None:
         picture = _picture(picture).transpose(turn)
-    return fit(picture, plan)
+    return fit(picture, plan, room)
 
 
 @contextmanager
@@ -166,7 +169,9 @@ def _plain_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
-def _turbo(data: bytes | memoryview, image: Image.Image, reduction: int = 1) -> Pixels | None:
+def _turbo(
+    data: bytes | memoryview, image: Image.Image, route: fast.Route = fast.WHOLE
+) -> Pixels | None:
     """The JPEG decoded by libjpeg-turbo; None: it has a flaw for Pillow to judge.
 
     The pixels lie in a buffer that the next call overwrites: fresh pages for every picture would
@@ -175,20 +180,22 @@ def _turbo(data: bytes | memoryview, image: Image.Image, reduction: int = 1) -> 
     Args:
         data: The file.
         image: The same, opened and not decoded.
-        reduction: 1, or 2, 4 or 8 to decode to that part of the size, with less care.
+        route: What may be left out.
 
     Returns:
         Shape (height, width, 4), red, green, blue and one byte of nothing.
     """
     least = {
-        "min_height": -(-image.height // reduction),
-        "min_width": -(-image.width // reduction),
-        "fastdct": True,
-        "fastupsample": True,
+        "min_height": -(-image.height // route.reduction),
+        "min_width": -(-image.width // route.reduction),
     }
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
-            data, "RGBX", buffer=_scratch(image), **(least if reduction > 1 else {})
+            data,
+            "RGBX",
+            buffer=_scratch(image),
+            fastupsample=route.coarse_colour,
+            **(least if route.reduction > 1 else {}),
         )
     except ValueError:
         return None
@@ -205,14 +212,23 @@ def _picture(pixels: Image.Image | Pixels) -> Image.Image:
     return Image.Image()._new(_core.map_buffer(pixels, size, "raw", 0, ("RGB", 0, 1)))
 
 
-def _scaled(source: Image.Image | Pixels, height: int, width: int, resampling: str) -> Pixels:
-    """Shape (height, width, 3), as ``PIL.Image.resize`` makes it."""
+def _scaled(
+    source: Image.Image | Pixels,
+    target: tuple[int, int],
+    resampling: str,
+    room: Room,
+    size: tuple[float, float] | None = None,
+) -> Pixels:
+    """Shape (height, width, 3), as ``PIL.Image.resize`` makes it of ``size`` of ``source``."""
+    height, width = target
     if resample.available():
         pixels = source if isinstance(source, np.ndarray) else _four_bytes(source)
-        scaled = resample.resize(pixels, height, width, resampling)
+        rows, columns = pixels.shape[:2]
+        scaled = resample.resize(pixels, size or (rows, columns), target, resampling, room)
         if scaled is not None:
             return scaled
-    picture = _picture(source).resize((width, height), _FILTERS[resampling])
+    box = (0.0, 0.0, size[1], size[0]) if size else None
+    picture = _picture(source).resize((width, height), _FILTERS[resampling], box)
     return _packed(picture, "RGB")
 
 
@@ -248,15 +264,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(picture: Image.Image | Pixels, plan: ImagePlan | VideoPlan) -> Pixels:
+def fit(picture: Image.Image | Pixels, plan: ImagePlan | VideoPlan, room: Room = fresh) -> Pixels:
     """Scale and crop an RGB or RGBX picture as ``transformers.image_transforms`` does."""
-    return _cropped(_scaled(picture, *plan.resize, plan.resample), plan)
-
-
-def _cropped(pixels: Pixels, plan: ImagePlan | VideoPlan) -> Pixels:
     if plan.crop is None:
-        return pixels
-    return np.ascontiguousarray(_centre_crop(pixels, *plan.crop))
+        return _scaled(picture, plan.resize, plan.resample, room)
+    return _cropped(_scaled(picture, plan.resize, plan.resample, fresh), plan.crop)
+
+
+def _cropped(pixels: Pixels, crop: tuple[int, int]) -> Pixels:
+    return np.ascontiguousarray(_centre_crop(pixels, *crop))
 
 
 def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -273,18 +289,24 @@ def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
     return pixels[top : top + height, left : left + width]
 
 
-def _fast(image: Image.Image, data: bytes | memoryview, turn: Turn, plan: ImagePlan) -> Pixels:
+def _fast(
+    image: Image.Image, data: bytes | memoryview, turn: Turn, plan: ImagePlan, room: Room
+) -> Pixels:
     """Scaled as cheaply as can be, then turned upright, when it is small."""
     height, width = plan.resize
     if turn in _SIDEWAYS:
         height, width = width, height
-    pixels = None
-    if _plain_jpeg(image):
-        pixels = _turbo(data, image, fast.reduction(image, height, width))
-    scaled = _scaled(_rgb(image) if pixels is None else pixels, height, width, fast.FILTER)
+    final = room if turn is None and plan.crop is None else fresh
+    route = fast.route(image, height, width, plan.resample)
+    pixels = _turbo(data, image, route) if _plain_jpeg(image) else None
+    if pixels is None:
+        scaled = _scaled(_rgb(image), (height, width), fast.FILTER, final)
+    else:
+        size = (image.height / route.reduction, image.width / route.reduction)
+        scaled = _scaled(pixels, (height, width), route.resample, final, size)
     if turn is not None:
         scaled = np.asarray(Image.fromarray(scaled).transpose(turn))
-    return _cropped(scaled, plan)
+    return scaled if plan.crop is None else _cropped(scaled, plan.crop)
 
 
 def _reason(error: Exception) -> str:

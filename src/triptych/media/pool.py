@@ -28,7 +28,7 @@ from triptych.errors import (
     TriptychError,
 )
 from triptych.media.base import Array
-from triptych.media.worker import MESSAGE_BYTES, Answer, Job, Ready, Start, read, write
+from triptych.media.worker import KEPT_BYTES, MESSAGE_BYTES, Answer, Job, Ready, Start, read, write
 
 logger = logging.getLogger("triptych.media")
 
@@ -38,8 +38,6 @@ CANCEL_GRACE_S = 0.5
 """A worker whose caller went away may finish within this, which is cheaper than a new one."""
 RECYCLE_AFTER = 2000
 """Jobs after which a worker makes room for a fresh one: what a C library leaks ends there."""
-KEPT_BYTES = 32 << 20
-"""Shared memory that a worker keeps from one job to the next: fresh pages cost time."""
 THREAD_BYTES = 4 << 20
 """From this size on a copy is made in a thread, because it would hold up the event loop."""
 
@@ -184,11 +182,12 @@ class Worker:
     async def _receive(self) -> bytes:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
-        loop.add_reader(self._channel, _resolve, readable)
+        handle = self._channel.fileno()
+        loop.add_reader(handle, _resolve, readable)
         try:
             await readable
         finally:
-            loop.remove_reader(self._channel)
+            loop.remove_reader(handle)
         return self._channel.recv(MESSAGE_BYTES)
 
     async def _array(self, answer: Answer) -> Array:

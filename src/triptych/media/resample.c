@@ -49,10 +49,10 @@ static void free_axis(Axis *axis) {
     free(axis->k);
 }
 
-/* precompute_coeffs and normalize_coeffs_8bpc of Pillow. */
-static int make_axis(Axis *axis, int in, int out, int cubic) {
+/* precompute_coeffs and normalize_coeffs_8bpc of Pillow, for `extent` of `in` pixels. */
+static int make_axis(Axis *axis, int in, double extent, int out, int cubic) {
     double (*filter)(double) = cubic ? bicubic : bilinear;
-    double scale = (double)in / out, stretch = scale < 1.0 ? 1.0 : scale;
+    double scale = extent / out, stretch = scale < 1.0 ? 1.0 : scale;
     double support = (cubic ? 2.0 : 1.0) * stretch, inverse = 1.0 / stretch;
     axis->taps = (int)ceil(support) * 2 + 1;
     axis->first = malloc(out * sizeof(int));
@@ -138,15 +138,15 @@ static void pack(const uint8_t *from, int width, uint8_t *to) {
 int triptych_resize_served(void) { return __builtin_cpu_supports("avx2"); }
 
 /* Scale `height` x `width` pixels of 4 bytes, of which the last is passed over, to packed RGB:
- * first across, then down. `cubic` is 0 for the triangle filter.
+ * first across, then down. The picture is the first `tall` x `wide` of them. `cubic` is 0 for the triangle filter.
  * Returns 0, or 1 where there is no memory for it. */
-int triptych_resize(const uint8_t *from, int height, int width, uint8_t *to, int new_height,
-                    int new_width, int cubic) {
+int triptych_resize(const uint8_t *from, int height, int width, double tall, double wide,
+                    uint8_t *to, int new_height, int new_width, int cubic) {
     const size_t stride = (size_t)width * 4, size = (size_t)new_width * 3, pitch = size + 1;
-    const int same_height = height == new_height, same_width = width == new_width;
+    const int same_height = tall == new_height, same_width = wide == new_width;
     Axis along = {0}, over = {0};
-    int failed = make_axis(&along, width, new_width, cubic) ||
-                 make_axis(&over, height, new_height, cubic);
+    int failed = make_axis(&along, width, wide, new_width, cubic) ||
+                 make_axis(&over, height, tall, new_height, cubic);
     /* A ring of scaled rows: those that one output row reads, and the ROWS made last. */
     const int room = over.taps + ROWS;
     uint8_t *ring = failed ? NULL : malloc(room * pitch);

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from triptych.media.base import Pixels
+from triptych.media.base import Pixels, Room, fresh
 
 logger = logging.getLogger("triptych.media")
 
@@ -28,7 +28,7 @@ _TALL = 100
 _PROBES = (((40, 90), (31, 61)), ((17, 35), (33, 80)))
 """Sizes (height, width) from and to, of the comparison with Pillow at the start."""
 
-Kernel = Callable[[int, int, int, int, int, int, int], int]
+Kernel = Callable[[int, int, int, float, float, int, int, int, int], int]
 
 
 def available() -> bool:
@@ -36,14 +36,23 @@ def available() -> bool:
     return _kernel() is not None
 
 
-def resize(pixels: Pixels, height: int, width: int, resample: str) -> Pixels | None:
+def resize(
+    pixels: Pixels,
+    size: tuple[float, float],
+    target: tuple[int, int],
+    resample: str,
+    room: Room = fresh,
+) -> Pixels | None:
     """Scale a picture as ``PIL.Image.resize`` does.
 
     Args:
         pixels: Shape (height, width, 4), uint8, C-contiguous; the fourth band is passed over.
-        height: Of the result.
-        width: Of the result.
+        size: (height, width) of the picture in ``pixels``: the ``box`` of ``PIL.Image.resize``
+            without its corner. It is less than theirs by a part of the last row or column where
+            a JPEG of odd size was decoded to half of it.
+        target: (height, width) of the result.
         resample: The filter, as `triptych.contract.ImagePlan` names it.
+        room: Where the result goes.
 
     Returns:
         Shape (height, width, 3), C-contiguous; None: this one is for Pillow.
@@ -51,9 +60,9 @@ def resize(pixels: Pixels, height: int, width: int, resample: str) -> Pixels | N
     kernel = _kernel()
     if kernel is None or resample not in _NUMBERS:
         return None
-    if not _across_first(pixels.shape[0], pixels.shape[1], height, width):
+    if not _across_first(pixels.shape[0], pixels.shape[1], *target):
         return None
-    return _run(kernel, pixels, height, width, _NUMBERS[resample])
+    return _run(kernel, pixels, size, target, _NUMBERS[resample], room)
 
 
 def _across_first(height: int, width: int, new_height: int, new_width: int) -> bool:
@@ -66,10 +75,17 @@ def _across_first(height: int, width: int, new_height: int, new_width: int) -> b
     return height < _TALL * width and not (lost > 0 and lost > 2 * (width - new_width))
 
 
-def _run(kernel: Kernel, pixels: Pixels, height: int, width: int, number: int) -> Pixels:
-    scaled = np.empty((height, width, 3), np.uint8)
-    source = (pixels.ctypes.data, pixels.shape[0], pixels.shape[1])
-    if kernel(*source, scaled.ctypes.data, height, width, number):
+def _run(
+    kernel: Kernel,
+    pixels: Pixels,
+    size: tuple[float, float],
+    target: tuple[int, int],
+    number: int,
+    room: Room = fresh,
+) -> Pixels:
+    scaled = room((*target, 3))
+    source = (pixels.ctypes.data, pixels.shape[0], pixels.shape[1], *size)
+    if kernel(*source, scaled.ctypes.data, *target, number):
         raise MemoryError("no memory to scale the picture")
     return scaled
 
@@ -86,7 +102,7 @@ def _kernel() -> Kernel | None:
             return None
         kernel: Any = library.triptych_resize
         kernel.argtypes = (
-            *(ctypes.c_void_p, ctypes.c_int, ctypes.c_int),
+            *(ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.c_double),
             *(ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int),
         )
         if _agrees(kernel):
@@ -103,6 +119,6 @@ def _agrees(kernel: Kernel) -> bool:
         picture = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
         for number, resampling in enumerate(FILTERS.values()):
             theirs = np.asarray(picture.resize(target[::-1], resampling))
-            if not np.array_equal(_run(kernel, pixels, *target, number), theirs):
+            if not np.array_equal(_run(kernel, pixels, source, target, number), theirs):
                 return False
     return True

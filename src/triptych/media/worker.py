@@ -12,6 +12,8 @@ that has read strangers' files.
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 import os
 import pickle
 import socket
@@ -25,13 +27,15 @@ import numpy as np
 from triptych.contract import DType, GridTHW, Modality
 from triptych.errors import TriptychError
 from triptych.media import sandbox
-from triptych.media.base import Array, MediaOptions, Planner
+from triptych.media.base import Array, MediaOptions, Pixels, Planner, Room, fresh
 from triptych.settings import MediaSettings
 
 logger = logging.getLogger("triptych.media")
 
 MESSAGE_BYTES = 1 << 16
 """Of one Job or Answer; arrays and files travel beside them."""
+KEPT_BYTES = 32 << 20
+"""Shared memory that a worker keeps from one job to the next: fresh pages cost time."""
 
 
 class Start(NamedTuple):
@@ -79,6 +83,29 @@ class Ready(msgspec.Struct, frozen=True):
     confined: bool
 
 
+class Outbox:
+    """Shared memory on the way to the parent; small pictures are decoded right into it.
+
+    Args:
+        handle: Of the memory.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        os.ftruncate(handle, KEPT_BYTES)
+        self._kept: Pixels = np.frombuffer(mmap.mmap(handle, KEPT_BYTES), np.uint8)
+
+    def room(self, shape: tuple[int, int, int]) -> Pixels:
+        """A `triptych.media.base.Room`: at the outbox's start, if it fits."""
+        size = math.prod(shape)
+        return self._kept[:size].reshape(shape) if size <= KEPT_BYTES else fresh(shape)
+
+    def put(self, array: Array) -> None:
+        """Have ``array`` lie at the outbox's start."""
+        if array.size and array.ctypes.data != self._kept.ctypes.data:
+            write(self._handle, np.ascontiguousarray(array).data.cast("B"))
+
+
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -92,15 +119,15 @@ def main(descriptor: int, parent: int) -> None:
         __import__(name)
     sandbox.limit_memory(start.memory_bytes)
     channel.send(_ENCODER.encode(Ready(confined=sandbox.confine())))
-    jobs = msgspec.msgpack.Decoder(Job)
+    jobs, out = msgspec.msgpack.Decoder(Job), Outbox(outbox)
     while message := channel.recv(MESSAGE_BYTES):
-        array, answer = _answer(jobs.decode(message), inbox, start)
-        write(outbox, np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        array, answer = _answer(jobs.decode(message), inbox, start, out.room)
+        out.put(array)
         channel.send(_ENCODER.encode(answer))
 
 
 def decode(
-    job: Job, data: bytes, planner: Planner, settings: MediaSettings
+    job: Job, data: bytes, planner: Planner, settings: MediaSettings, room: Room = fresh
 ) -> tuple[Array, Answer]:
     """Run the decoder that ``job`` asks for; each is imported when first needed."""
     if job.kind == "image":
@@ -112,6 +139,7 @@ def decode(
             max_pixels=settings.max_image_pixels,
             mode=settings.image_mode,
             options=job.options,
+            room=room,
         )
         stamp = msgspec.json.encode((picture, settings.image_mode)).decode()
         return pixels, Answer(tokens=picture.tokens, grid_thw=picture.grid_thw, stamp=stamp)
@@ -145,11 +173,11 @@ def decode(
     )
 
 
-def _answer(job: Job, inbox: int, start: Start) -> tuple[Array, Answer]:
+def _answer(job: Job, inbox: int, start: Start, room: Room) -> tuple[Array, Answer]:
     """The array and its description, or an empty one and what was wrong."""
     nothing = np.empty(0, np.uint8)
     try:
-        array, answer = decode(job, read(inbox, job.size), start.planner, start.settings)
+        array, answer = decode(job, read(inbox, job.size), start.planner, start.settings, room)
     except TriptychError as error:
         return nothing, Answer(error=str(error))
     except Exception:
