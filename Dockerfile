@@ -6,7 +6,7 @@ ARG BASE=nvcr.io/nvidia/tritonserver:25.10-py3
 FROM ${BASE}
 
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3-venv \
+ && apt-get install -y --no-install-recommends gcc libc6-dev python3-venv \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/triptych

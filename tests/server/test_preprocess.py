@@ -12,6 +12,7 @@ import time
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from PIL import Image
@@ -88,6 +89,15 @@ def until(condition):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def media_workers(server):
+    descendants = psutil.Process(server.pid).children(recursive=True)
+    return [each.pid for each in descendants if "triptych.media.worker" in each.cmdline()]
+
+
+def test_every_instance_has_a_worker_before_its_first_medium(server):
+    until(lambda: len(media_workers(server)) >= WORKERS_OF_THE_REPOSITORY)
 
 
 class Calls:

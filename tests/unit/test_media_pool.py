@@ -132,6 +132,15 @@ async def test_a_worker_can_be_ready_beforehand(make):
     assert loader.worker_pids == [ready]
 
 
+async def test_closing_while_a_worker_starts(make):
+    loader = make()
+    starting = asyncio.create_task(loader.start())
+    await asyncio.sleep(0)
+    await loader.close()
+    await starting
+    assert not loader.worker_pids
+
+
 async def test_where_workers_do_not_start_it_shows_at_once(make, monkeypatch, caplog):
     monkeypatch.setattr("triptych.media.pool.python", lambda: "/bin/false")
     with pytest.raises(InternalError, match="did not start"):

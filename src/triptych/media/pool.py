@@ -251,13 +251,7 @@ class WorkerPool:
         Raises:
             InternalError: It does not start.
         """
-        await self._slots.acquire()
-        try:
-            worker = await self._take()
-            self._busy.discard(worker)
-            self._idle.append(worker)
-        finally:
-            self._slots.release()
+        await asyncio.shield(self._keep(self._warm()))
 
     async def run(self, job: Job, data: bytes) -> tuple[Array, Answer]:
         """Decode one medium in the next free worker.
@@ -304,6 +298,15 @@ class WorkerPool:
             await asyncio.wait(self._tasks)
         idle, self._idle = self._idle, []
         await asyncio.gather(*(worker.stop() for worker in idle))
+
+    async def _warm(self) -> None:
+        async with self._slots:
+            worker = await self._take()
+            self._busy.discard(worker)
+            if self._closed:
+                await worker.stop()
+            else:
+                self._idle.append(worker)
 
     async def _take(self) -> Worker:
         worker = self._idle.pop() if self._idle else None

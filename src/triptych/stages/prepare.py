@@ -125,6 +125,14 @@ class Preparer:
         text = self._family.prompt_text(grid, times)
         return MediumSize(medium.tokens, medium.hash, text, times)
 
+    async def start(self) -> None:
+        """Have the loader ready for the first medium.
+
+        Raises:
+            InternalError: Its workers do not start.
+        """
+        await self._loader.start()
+
     async def close(self) -> None:
         """Give the loader's connections and workers back."""
         await self._loader.close()

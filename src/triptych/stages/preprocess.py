@@ -68,6 +68,9 @@ class PreprocessModel:
         )
         self._loop_thread.start()
         self._courier.start()
+        # Meanwhile the model loads on: the first picture shall not wait for a worker to start.
+        warming = asyncio.run_coroutine_threadsafe(self._preparer.start(), self._loop)
+        warming.add_done_callback(_warmed)
         logger.info("serving %s from %s", family.name, settings.model)
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -213,6 +216,12 @@ class Courier:
             if job.loading is not None:
                 job.loading.cancel()
         self._loading.clear()
+
+
+def _warmed(warming: Future[None]) -> None:
+    """The loader has said on its own what is wrong; requests will be told as well."""
+    if not warming.cancelled() and (error := warming.exception()):
+        logger.error("no medium can be decoded: %s", error)
 
 
 def _outcome(loading: Future[Prepared]) -> Prepared | BaseException:
