@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import base64
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
 from msgspec.structs import replace
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-import embed
+from benches import _embed
+from embed import Answer
 from pictures import encoded, noise
 from triptych import contract, families
 from triptych.contract import Items
 from triptych.encode import Encoder
-from triptych.errors import InvalidValue, LeaseLost, TriptychError
+from triptych.errors import InvalidValue, LeaseLost
 from triptych.settings import EncoderSettings
 
 pytestmark = pytest.mark.server
@@ -35,44 +35,28 @@ def url(seed, width=120, height=90):
 
 
 class Served:
-    """A server of ``embed``, and one gRPC channel to it."""
+    """A server of ``embed``, and who calls it."""
 
     def __init__(self, server):
         self.server = server
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-
-    def infer(self, model, **inputs):
-        """The only response of a model, decoupled or not."""
-        request = service_pb2.ModelInferRequest(model_name=model)
-        for name, array in inputs.items():
-            tensor = triton.InferInput(name, list(array.shape), embed.TYPES[name])
-            tensor.set_data_from_numpy(array)
-            request.inputs.append(tensor._get_tensor())
-            request.raw_input_contents.append(tensor._get_content())
-        [response] = self._stub.ModelStreamInfer(iter([request]), timeout=60)
-        if response.error_message:
-            raise TriptychError.parse(response.error_message)
-        return triton.InferResult(response.infer_response)
+        self._caller = _embed.Caller(server)
 
     def ask(self, body):
-        return embed.Answer(self.infer("embed", REQUEST=np.array([body], np.object_)))
+        return Answer(self._caller.ask("embed", body))
 
     def prepare(self, body):
         """ITEMS and MEDIA as preprocess would hand them on."""
-        result = self.infer("preprocess", REQUEST=np.array([body], np.object_))
+        result = self._caller.ask("preprocess", body)
         items = contract.decode(result.as_numpy("ITEMS")[0, 0], Items).items
         return items, torch.from_numpy(result.as_numpy("MEDIA")[0].copy())
 
     def encode(self, items, media):
         text = np.array([[contract.encode(Items(items))]], np.object_)
-        return embed.Answer(self.infer("encoder", MEDIA=media.numpy()[None], ITEMS=text))
+        inputs = {"MEDIA": media.numpy()[None], "ITEMS": text}
+        return Answer(self._caller.infer("encoder", inputs))
 
     def counts(self):
-        return embed.metrics(self.server)
-
-    def close(self):
-        self._channel.close()
+        return _embed.metrics(self.server)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +66,9 @@ def serve(checkpoint, tmp_path_factory):
 
     def start(instances=None, **settings):
         folder = tmp_path_factory.mktemp("embed")
-        server = embed.serve(checkpoint, folder, instances=instances, **settings)
+        server = _embed.serve(checkpoint, folder, instances=instances, **settings)
         running.append(server)
-        embed.ready(server.start())
+        _embed.ready(server.start())
         return Served(server)
 
     yield start
@@ -124,10 +108,10 @@ class Counted:
 
 def test_a_repeated_picture_is_encoded_once_and_sent_once(served):
     counted = Counted(served)
-    first = served.ask(embed.chat(url(1)))
+    first = served.ask(_embed.chat(url(1)))
     assert counted("batch_items_sum") == 1
     for _ in range(6):
-        again = served.ask(embed.chat(url(1)))
+        again = served.ask(_embed.chat(url(1)))
         assert again.bytes == first.bytes
         assert again.ticket == first.ticket
         assert again.prompt.token_ids == first.prompt.token_ids
@@ -141,9 +125,9 @@ def test_a_repeated_picture_is_encoded_once_and_sent_once(served):
 
 def test_both_preprocess_instances_know_what_one_has_sent(served):
     """Triton takes them in turns, and each holds nothing of its own but by the other's word."""
-    served.ask(embed.chat(url(2)))
+    served.ask(_embed.chat(url(2)))
     for _ in range(6):
-        [item], media = served.prepare(embed.chat(url(2)))
+        [item], media = served.prepare(_embed.chat(url(2)))
         assert item.lease
         assert media.numel() == 0
 
@@ -151,7 +135,7 @@ def test_both_preprocess_instances_know_what_one_has_sent(served):
 def test_pixels_do_not_cross_triton(served):
     """A picture that nobody has seen is encoded before its request gets to the encoder."""
     counted = Counted(served)
-    [item], media = served.prepare(embed.chat(url(20)))
+    [item], media = served.prepare(_embed.chat(url(20)))
     assert item.lease
     assert media.numel() == 0
     served.encode([item], media)
@@ -160,18 +144,18 @@ def test_pixels_do_not_cross_triton(served):
 
 
 def test_known_and_new_pictures_in_one_request(served, reference):
-    served.ask(embed.chat(url(3)))
+    served.ask(_embed.chat(url(3)))
     counted = Counted(served)
-    answer = served.ask(embed.chat(url(31), url(3), url(32), url(3)))
+    answer = served.ask(_embed.chat(url(31), url(3), url(32), url(3)))
     assert counted("batch_items_sum") == 2
-    alone = [served.ask(embed.chat(url(seed))).embeddings[0] for seed in (31, 3, 32, 3)]
+    alone = [served.ask(_embed.chat(url(seed))).embeddings[0] for seed in (31, 3, 32, 3)]
     for together, expected in zip(answer.embeddings, alone, strict=True):
         torch.testing.assert_close(together, expected, **TOLERANCE)
 
 
 def test_thirty_two_at_once_are_encoded_once(served):
     counted = Counted(served)
-    body = embed.chat(url(4))
+    body = _embed.chat(url(4))
     with ThreadPoolExecutor(32) as threads:
         answers = list(threads.map(served.ask, [body] * 32))
     assert len({answer.bytes for answer in answers}) == 1
@@ -181,7 +165,7 @@ def test_thirty_two_at_once_are_encoded_once(served):
 
 def test_a_forged_hash_neither_borrows_nor_plants(served, deaf, reference):
     """Whoever reaches the encoder may write any hash: pixels decide."""
-    honest, evil = embed.chat(url(5)), embed.chat(url(6))
+    honest, evil = _embed.chat(url(5)), _embed.chat(url(6))
     [item], pixels = deaf.prepare(honest)
     [other], evil_pixels = deaf.prepare(evil)
     forged = replace(other, hash=item.hash)
@@ -199,21 +183,21 @@ def test_a_forged_hash_neither_borrows_nor_plants(served, deaf, reference):
 
 @pytest.mark.parametrize("lease", ["made up", "encoder@encoder_0_0/" + "0" * 32, "../x/y"])
 def test_a_forged_lease_is_refused(served, lease):
-    served.ask(embed.chat(url(7)))
-    [item], _ = served.prepare(embed.chat(url(7)))
+    served.ask(_embed.chat(url(7)))
+    [item], _ = served.prepare(_embed.chat(url(7)))
     with pytest.raises(LeaseLost, match="send the request again") as caught:
         served.encode([replace(item, lease=lease)], torch.empty(0, dtype=torch.uint8))
     assert caught.value.where == "items[0]"
 
 
 def test_a_lease_is_good_for_one_use_and_its_own_item(served):
-    served.ask(embed.chat(url(8)))
+    served.ask(_embed.chat(url(8)))
     nothing = torch.empty(0, dtype=torch.uint8)
-    [item], _ = served.prepare(embed.chat(url(8)))
+    [item], _ = served.prepare(_embed.chat(url(8)))
     served.encode([item], nothing)
     with pytest.raises(LeaseLost):
         served.encode([item], nothing)
-    [item], _ = served.prepare(embed.chat(url(8)))
+    [item], _ = served.prepare(_embed.chat(url(8)))
     with pytest.raises(InvalidValue, match="the lease is of"):
         served.encode([replace(item, tokens=1, grid_thw=(1, 2, 2), shape=(28, 28, 3))], nothing)
 
@@ -222,7 +206,7 @@ def test_everyone_has_their_own_while_the_cache_is_full(serve, reference):
     """24 pictures of 2 MiB of embeddings in a cache of 1 MiB, asked for 96 times at once."""
     small = serve(encoder_cache_mb=1)
     sizes = {seed: (300 + 6 * seed, 330 - 5 * seed) for seed in range(24)}
-    bodies = {seed: embed.chat(url(seed, *size)) for seed, size in sizes.items()}
+    bodies = {seed: _embed.chat(url(seed, *size)) for seed, size in sizes.items()}
     plain = serve(encoder_cache_mb=0)
     expected = {seed: plain.ask(body).embeddings[0] for seed, body in bodies.items()}
     assert sum(one.nbytes for one in expected.values()) > 2 << 20
@@ -241,9 +225,9 @@ def test_everyone_has_their_own_while_the_cache_is_full(serve, reference):
 
 def test_without_a_cache_pixels_are_sent_and_encoded_each_time(serve):
     plain = serve(encoder_cache_mb=0)
-    first = plain.ask(embed.chat(url(9)))
-    assert plain.ask(embed.chat(url(9))).bytes == first.bytes
-    [item], media = plain.prepare(embed.chat(url(9)))
+    first = plain.ask(_embed.chat(url(9)))
+    assert plain.ask(_embed.chat(url(9))).bytes == first.bytes
+    [item], media = plain.prepare(_embed.chat(url(9)))
     assert not item.lease
     assert media.numel() == item.nbytes > 0
     counts = plain.counts()
@@ -253,9 +237,9 @@ def test_without_a_cache_pixels_are_sent_and_encoded_each_time(serve):
 
 def test_without_asking_pixels_are_sent_and_not_encoded_twice(deaf):
     counted = Counted(deaf)
-    first = deaf.ask(embed.chat(url(10)))
-    assert deaf.ask(embed.chat(url(10))).bytes == first.bytes
-    [item], media = deaf.prepare(embed.chat(url(10)))
+    first = deaf.ask(_embed.chat(url(10)))
+    assert deaf.ask(_embed.chat(url(10))).bytes == first.bytes
+    [item], media = deaf.prepare(_embed.chat(url(10)))
     assert not item.lease
     assert media.numel() == item.nbytes > 0
     assert counted("batch_items_sum") == 1
@@ -264,7 +248,7 @@ def test_without_asking_pixels_are_sent_and_not_encoded_twice(deaf):
 def test_two_encoders_serve_each_others_leases(serve):
     """Whichever instance Triton chooses, what another holds is not encoded again."""
     pair = serve({"encoders": 2})
-    bodies = [embed.chat(url(seed)) for seed in range(4)]
+    bodies = [_embed.chat(url(seed)) for seed in range(4)]
     firsts = [pair.ask(body) for body in bodies]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(pair.ask, bodies * 6))  # so that both have answered
@@ -276,16 +260,25 @@ def test_two_encoders_serve_each_others_leases(serve):
     assert counted("cache_lost_leases_total") == 0
 
 
+def wait_for(served, line):
+    """Until the server's log holds ``line``."""
+    deadline = time.monotonic() + 60
+    while line not in served.server.log.tail(1000):
+        assert time.monotonic() < deadline, served.server.log.tail()
+        time.sleep(0.1)
+
+
 def test_an_encoder_that_was_reloaded_answers_and_learns_anew(serve):
     """A lease of the encoder before it is lost, with an error that says what to do."""
     once = serve()
-    body = embed.chat(url(11))
+    body = _embed.chat(url(11))
     first = once.ask(body)
     [item], nothing = once.prepare(body)
     assert item.lease
     with triton.InferenceServerClient(f"127.0.0.1:{once.server.grpc_port}") as client:
         client.unload_model("embed")
         client.unload_model("encoder")
+        wait_for(once, "successfully unloaded 'encoder'")
         client.load_model("embed")
     with pytest.raises(LeaseLost):
         once.encode([item], nothing)
@@ -294,8 +287,8 @@ def test_an_encoder_that_was_reloaded_answers_and_learns_anew(serve):
 
 def test_refused_is_refused_by_triton_too(served):
     """The error's status, which gRPC shows of a model that is not decoupled."""
-    served.ask(embed.chat(url(12)))
-    [item], _ = served.prepare(embed.chat(url(12)))
+    served.ask(_embed.chat(url(12)))
+    [item], _ = served.prepare(_embed.chat(url(12)))
     with triton.InferenceServerClient(f"127.0.0.1:{served.server.grpc_port}") as client:
         pixels = triton.InferInput("MEDIA", [1, 0], "UINT8")
         pixels.set_data_from_numpy(np.empty((1, 0), np.uint8))

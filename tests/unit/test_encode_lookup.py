@@ -384,7 +384,7 @@ def test_what_killed_servers_left_is_removed(family, tmp_path):
 
 
 def test_instances_have_names_that_are_safe():
-    assert lookup.instance("encoder", "encoder_0_0") == "encoder@encoder_0_0"
+    assert lookup.instance("encoder", "encoder_0_0") == f"encoder@encoder_0_0.{os.getpid()}"
     with pytest.raises(ValueError, match="cannot be the name of a socket"):
         lookup.instance("../encoder", "encoder_0")
 

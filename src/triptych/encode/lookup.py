@@ -114,7 +114,9 @@ def line(message: Request | Reply) -> bytes:
 
 
 def instance(model: str, name: str) -> str:
-    """What one encoder instance is called among all of its server.
+    """What this process is called among the encoder instances of its server.
+
+    The process counts: while a model is loaded anew, its old instance ends its work beside the new.
 
     Args:
         model: Triton's name of the model.
@@ -123,7 +125,7 @@ def instance(model: str, name: str) -> str:
     Raises:
         ValueError: It would not do as a file's name.
     """
-    whole = f"{model}{SEPARATOR}{name}"
+    whole = f"{model}{SEPARATOR}{name}.{os.getpid()}"
     if not _SAFE.fullmatch(whole):
         raise ValueError(f"{whole!r} cannot be the name of a socket")
     return whole
