@@ -57,7 +57,7 @@ static int make_axis(Axis *axis, int in, double extent, int out, int cubic) {
     axis->taps = (int)ceil(support) * 2 + 1;
     axis->first = malloc(out * sizeof(int));
     axis->count = malloc(out * sizeof(int));
-    axis->k = calloc((size_t)out * axis->taps, sizeof(int32_t));
+    axis->k = calloc((size_t)out * axis->taps + 1, sizeof(int32_t)); /* read in pairs */
     double *weights = malloc(axis->taps * sizeof(double));
     int failed = !axis->first || !axis->count || !axis->k || !weights;
     for (int at = 0; !failed && at < out; at++) {
@@ -71,7 +71,8 @@ static int make_axis(Axis *axis, int in, double extent, int out, int cubic) {
         }
         for (int tap = 0; tap < last - first; tap++) {
             double weight = sum != 0.0 ? weights[tap] / sum : weights[tap];
-            axis->k[(size_t)at * axis->taps + tap] = (int)(weight * (1 << BITS) + (weight < 0 ? -0.5 : 0.5));
+            double rounding = weight < 0 ? -0.5 : 0.5;
+            axis->k[(size_t)at * axis->taps + tap] = (int)(weight * (1 << BITS) + rounding);
         }
         axis->first[at] = first;
         axis->count[at] = last - first;
@@ -80,25 +81,48 @@ static int make_axis(Axis *axis, int in, double extent, int out, int cubic) {
     return failed;
 }
 
-/* ROWS rows of 4 bytes a pixel to packed RGB of `width` pixels; writes a byte more than that. */
+/* Two coefficients, each for the four bytes of its pixel. */
+AVX2 static inline __m256i pair(const int32_t *k) {
+    const __m256i each = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    return _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(_mm_loadu_si64(k)), each);
+}
+
+AVX2 static inline __m256i weighted(__m128i octets, __m256i weights) {
+    return _mm256_mullo_epi32(_mm256_cvtepu8_epi32(octets), weights);
+}
+
+/* ROWS rows of 4 bytes a pixel to packed RGB of `width` pixels; writes a byte more than that.
+ * Odd and even pixels are summed apart, and put together at the end. */
 AVX2 static void across(const Axis *axis, int width, const uint8_t *const *from,
                         uint8_t *const *to) {
+    const __m256i rounding = _mm256_setr_epi32(HALF, HALF, HALF, HALF, 0, 0, 0, 0);
     for (int x = 0; x < width; x++) {
         const int32_t *k = axis->k + (size_t)x * axis->taps;
-        size_t start = (size_t)axis->first[x] * 4;
-        __m128i sums[ROWS];
-        for (int row = 0; row < ROWS; row++) sums[row] = _mm_set1_epi32(HALF);
-        for (int tap = 0; tap < axis->count[x]; tap++) {
-            __m128i weight = _mm_set1_epi32(k[tap]);
+        const size_t start = (size_t)axis->first[x] * 4;
+        const int count = axis->count[x];
+        __m256i sums[ROWS];
+        for (int row = 0; row < ROWS; row++) sums[row] = rounding;
+        int tap = 0;
+        for (; tap + 1 < count; tap += 2) {
+            __m256i weights = pair(k + tap);
             for (int row = 0; row < ROWS; row++) {
-                __m128i pixel = _mm_cvtepu8_epi32(_mm_loadu_si32(from[row] + start + 4 * tap));
-                sums[row] = _mm_add_epi32(sums[row], _mm_mullo_epi32(pixel, weight));
+                __m128i octets = _mm_loadu_si64(from[row] + start + 4 * tap);
+                sums[row] = _mm256_add_epi32(sums[row], weighted(octets, weights));
+            }
+        }
+        if (tap < count) {
+            __m256i weights = pair(k + tap);
+            for (int row = 0; row < ROWS; row++) {
+                __m128i octets = _mm_loadu_si32(from[row] + start + 4 * tap); /* and a zero */
+                sums[row] = _mm256_add_epi32(sums[row], weighted(octets, weights));
             }
         }
         for (int row = 0; row < ROWS; row++) {
-            __m128i wide = _mm_srai_epi32(sums[row], BITS);
-            __m128i half = _mm_packs_epi32(wide, wide);
-            _mm_storeu_si32(to[row] + 3 * (size_t)x, _mm_packus_epi16(half, half));
+            __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums[row]),
+                                        _mm256_extracti128_si256(sums[row], 1));
+            sum = _mm_srai_epi32(sum, BITS);
+            sum = _mm_packs_epi32(sum, sum);
+            _mm_storeu_si32(to[row] + 3 * (size_t)x, _mm_packus_epi16(sum, sum));
         }
     }
 }
@@ -138,7 +162,8 @@ static void pack(const uint8_t *from, int width, uint8_t *to) {
 int triptych_resize_served(void) { return __builtin_cpu_supports("avx2"); }
 
 /* Scale `height` x `width` pixels of 4 bytes, of which the last is passed over, to packed RGB:
- * first across, then down. The picture is the first `tall` x `wide` of them. `cubic` is 0 for the triangle filter.
+ * first across, then down. The picture is the first `tall` x `wide` of them. `cubic` is 0 for
+ * the triangle filter.
  * Returns 0, or 1 where there is no memory for it. */
 int triptych_resize(const uint8_t *from, int height, int width, double tall, double wide,
                     uint8_t *to, int new_height, int new_width, int cubic) {
