@@ -122,6 +122,7 @@ def _at_once(server: Server, caller: Caller, pictures: Pictures, rounds: int) ->
 def _texts(caller: Caller, pictures: Pictures, probes: int, rounds: int) -> Row:
     """Time to the first token of a text, while 4 callers send new pictures without a pause."""
     text = chat(text="Say something.", stream=True, max_tokens=4)
+    _first_tokens(caller, text, 20)  # to warm up
     ratios = []
     for _ in range(rounds):
         idle = _first_tokens(caller, text, probes)

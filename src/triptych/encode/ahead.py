@@ -118,9 +118,10 @@ class EncodeAhead:
                 for one in batch:
                     del self._pending[one.key]
             for one, entry in zip(batch, entries, strict=True):
-                _tell(one, entry)
                 if entry:
                     self._encoder.cache.count_hits(len(one.done) - 1, entry)
+                _tell(one, entry)
+                if entry:
                     self._encoder.cache.release(entry)
 
 
