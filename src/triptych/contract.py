@@ -2,9 +2,12 @@
 
     model       tensor      type, dims       what
     chat_*  in  REQUEST     BYTES [1]        one OpenAI chat-completions request, JSON
+            in  TENSORS     UINT8 [-1]       embeddings that the request's parts name, end to end,
+                                             as raw bytes (optional)
             out TEXT        BYTES [1]        the text added since the last response
             out CHUNK       BYTES [1]        the same as an OpenAI chat.completion.chunk, JSON
     preprocess
+            in  REQUEST, TENSORS (optional)
             out PROMPT      BYTES [1]        `Prompt`
             out MEDIA       UINT8 [1,-1]     every item's bytes, end to end
             out ITEMS       BYTES [1,1]      `Items`
@@ -24,6 +27,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 
 REQUEST = "REQUEST"
+REQUEST_TENSORS = "TENSORS"
 TEXT = "TEXT"
 CHUNK = "CHUNK"
 PROMPT = "PROMPT"
@@ -40,11 +44,12 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     """-1: any extent. A batch dimension of the encoder is among them."""
     optional: bool = False
-    """An ensemble need not wire it into decode: the ticket says where the bytes are."""
+    """A request may come without it."""
 
 
 TENSORS: dict[str, TensorSpec] = {
     REQUEST: TensorSpec("BYTES", (1,)),
+    REQUEST_TENSORS: TensorSpec("UINT8", (-1,), optional=True),
     TEXT: TensorSpec("BYTES", (1,)),
     CHUNK: TensorSpec("BYTES", (1,)),
     PROMPT: TensorSpec("BYTES", (1,)),
@@ -55,8 +60,8 @@ TENSORS: dict[str, TensorSpec] = {
 }
 
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "chat": ((REQUEST,), (TEXT, CHUNK)),
-    "preprocess": ((REQUEST,), (PROMPT, MEDIA, ITEMS)),
+    "chat": ((REQUEST, REQUEST_TENSORS), (TEXT, CHUNK)),
+    "preprocess": ((REQUEST, REQUEST_TENSORS), (PROMPT, MEDIA, ITEMS)),
     "encoder": ((MEDIA, ITEMS), (EMBEDDINGS, TICKET)),
     "decode": ((PROMPT, TICKET, EMBEDDINGS), (TEXT, CHUNK)),
 }

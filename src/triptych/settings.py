@@ -106,7 +106,7 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     max_model_len: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Tokens of prompt and answer together; 0: what the checkpoint says."""
     max_request_mb: Positive = 128
-    """Bytes of one REQUEST, in MiB."""
+    """Bytes of one REQUEST, and of the TENSORS beside it, in MiB."""
     encoder_model: str = "encoder"
     """Name of the model that follows in the ensemble. It is asked which media it holds, so that
     they need not be decoded and sent; empty: it is not asked."""

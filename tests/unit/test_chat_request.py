@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.chat import request as chat
-from triptych.chat.messages import MODALITIES, MediaPart, Message, TextPart
+from triptych.chat.messages import MODALITIES, MediaPart, Message, TensorPlace, TextPart
 from triptych.chat.request import UNSERVED, ChatRequest, parse, write
 from triptych.errors import InvalidRequest, InvalidValue, TriptychError, UnknownField
 
@@ -131,6 +131,55 @@ def test_parts_at_any_place_of_any_turn():
     assert audio.sampling_rate == 8000
     assert sound.url == "data:audio/wav;base64,QUJD"
     assert embeds.embeds
+
+
+def place(**fields):
+    return {"offset": 0, "shape": [4, 8], "dtype": "float32", **fields}
+
+
+def embeds(tensor, **fields):
+    return parts({"type": "image_embeds", "image_embeds": {"tensor": tensor, **fields}})
+
+
+def test_embeddings_in_a_tensor():
+    data = embeds(place(offset=64, dtype="bfloat16"), image_grid_thw=[1, 4, 4])
+    [medium] = parse(data).media
+    assert (medium.embeds, medium.url, medium.modality) == (True, "", "image")
+    assert medium.tensor == TensorPlace(64, (4, 8), "bfloat16", (1, 4, 4))
+    assert medium.where == "messages[0].content[0].image_embeds.tensor"
+    [plain] = parse(embeds({"shape": [4, 8], "dtype": "float16"})).media
+    assert plain.tensor == TensorPlace(0, (4, 8), "float16")
+
+
+EMBEDS = "messages[0].content[0].image_embeds"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "others", "where"),
+    [
+        ([], {}, "tensor"),
+        ({}, {}, "tensor.shape"),
+        (place(dtype=None), {}, "tensor.dtype"),
+        (place(dtype="int8"), {}, "tensor.dtype"),
+        (place(offset=-1), {}, "tensor.offset"),
+        (place(offset=2**41), {}, "tensor.offset"),
+        (place(shape=[4]), {}, "tensor.shape"),
+        (place(shape=[4, 0]), {}, "tensor.shape"),
+        (place(shape=[4, None]), {}, "tensor.shape"),
+        (place(shape=[4, 8.0]), {}, "tensor.shape"),
+        (place(shape=[4, True]), {}, "tensor.shape"),
+        (place(shape="4,8"), {}, "tensor.shape"),
+        (place(strides=[8, 1]), {}, "tensor.strides"),
+        (place(), {"url": "data:,x"}, "url"),
+        (place(), {"image_grid_thw": [1, 4]}, "image_grid_thw"),
+        (place(), {"image_grid_thw": [0, 4, 4]}, "image_grid_thw"),
+        (place(), {"image_grid_thw": [1, 4, 2**17]}, "image_grid_thw"),
+    ],
+)
+def test_embeddings_in_a_tensor_that_cannot_be(tensor, others, where):
+    with pytest.raises(InvalidRequest) as error:
+        parse(embeds(tensor, **others))
+    assert error.value.where == f"{EMBEDS}.{where}"
 
 
 def test_a_medium_shows_itself_short():
@@ -457,6 +506,19 @@ MESSAGES = st.lists(
                 },
                 st.text(min_size=1),
                 maybe(st.integers(1, 100)),
+            )
+            | st.builds(
+                lambda offset, tokens, dtype, grid: {
+                    "type": "image_embeds",
+                    "image_embeds": {
+                        "tensor": {"offset": offset, "shape": [tokens, 8], "dtype": dtype},
+                        "image_grid_thw": grid,
+                    },
+                },
+                maybe(st.integers(0, 2**40)),
+                st.integers(1, 100),
+                st.sampled_from(["bfloat16", "float16", "float32"]),
+                maybe(st.lists(st.integers(1, 99), min_size=3, max_size=3)),
             )
             | st.builds(
                 lambda data, form: {

@@ -12,7 +12,13 @@ from PIL import Image
 from reference import HuggingFaceReference
 from triptych import contract, families
 from triptych.contract import Items, Prompt
-from triptych.errors import InvalidRequest, InvalidValue, MediaError, MediaUnreadable
+from triptych.errors import (
+    InvalidRequest,
+    InvalidValue,
+    MediaError,
+    MediaTooLarge,
+    MediaUnreadable,
+)
 from triptych.media.base import Loaded
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
@@ -214,6 +220,100 @@ def test_limits_of_a_request(preparer):
         work.begin(body([{"role": "user", "content": content}]))
     with pytest.raises(InvalidRequest, match="the limit is 1048576"):
         work.begin(body([{"role": "user", "content": "x" * 2**20}]))
+
+
+def embeds(offset, tokens, grid, dtype="float32", width=192):
+    tensor = {"offset": offset, "shape": [tokens, width], "dtype": dtype}
+    return {"type": "image_embeds", "image_embeds": {"tensor": tensor, "image_grid_thw": grid}}
+
+
+WHERE = "messages[0].content[{}].image_embeds.tensor"
+
+
+@pytest.fixture
+async def loading(checkpoint, family):
+    settings = PreprocessSettings(model=str(checkpoint), media_workers=1)
+    preparer = Preparer(settings, family, MediaLoader(settings, family))
+    yield preparer
+    await preparer.close()
+
+
+async def test_embeddings_come_in_a_tensor(loading):
+    random = np.random.default_rng(0)
+    first = random.standard_normal((4, 192)).astype(np.float32)
+    second = random.standard_normal((6, 192)).astype(np.float16)
+    tensors = np.frombuffer(b"-" * 13 + first.tobytes() + second.tobytes(), np.uint8)
+    later = 13 + first.nbytes
+    content = [embeds(later, 6, [1, 4, 6], "float16"), text("and"), embeds(13, 4, [1, 4, 4])]
+    begun = loading.begin(body([{"role": "user", "content": content}]), tensors)
+    prepared = await loading.load(begun)
+    items = contract.decode(prepared.items, Items).items
+    assert [(item.dtype, item.shape, item.grid_thw) for item in items] == [
+        ("float16", (6, 192), (1, 4, 6)),
+        ("float32", (4, 192), (1, 4, 4)),
+    ]
+    assert all(item.precomputed for item in items)
+    for item, sent in zip(items, (second, first), strict=True):
+        octets = prepared.media[0, item.offset : item.offset + item.nbytes]
+        assert octets.tobytes() == sent.tobytes()
+    assert items[0].hash != items[1].hash
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "said"),
+    [
+        (embeds(0, 4, [1, 4, 4]), None, "bytes 0 to 3072 of the input TENSORS, which has 0"),
+        (embeds(0, 4, [1, 4, 4]), 3071, "bytes 0 to 3072 of the input TENSORS, which has 3071"),
+        (embeds(1, 4, [1, 4, 4]), 3072, "bytes 1 to 3073"),
+        (embeds(2**40, 4, [1, 4, 4]), 3072, "which has 3072"),
+    ],
+)
+def test_a_piece_that_the_tensor_does_not_have(preparer, part, size, said):
+    tensors = None if size is None else np.zeros(size, np.uint8)
+    with pytest.raises(InvalidValue, match=said) as error:
+        preparer(never).begin(body([{"role": "user", "content": [text("x"), part]}]), tensors)
+    assert error.value.where == WHERE.format(1)
+
+
+def test_a_tensor_that_nothing_names(preparer):
+    with pytest.raises(InvalidValue, match="5 bytes came") as error:
+        preparer(never).begin(body([{"role": "user", "content": "x"}]), np.zeros(5, np.uint8))
+    assert error.value.where == contract.REQUEST_TENSORS
+    preparer(never).begin(body([{"role": "user", "content": "x"}]), np.zeros(0, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        (embeds(0, 4, [1, 4, 4], width=191), 0, "192"),
+        (embeds(0, 4, [1, 4, 6]), 0, "grid"),
+        (embeds(0, 4, None), 0, "grid"),
+        (embeds(0, 4, [1, 4, 4]), np.nan, "finite"),
+        (embeds(0, 4, [1, 4, 4]), np.inf, "finite"),
+    ],
+)
+async def test_embeddings_that_the_model_does_not_take(loading, part, value, said):
+    tensors = np.full(4 * 192, value, np.float32).view(np.uint8)
+    begun = loading.begin(body([{"role": "user", "content": [part]}]), tensors)
+    with pytest.raises(InvalidValue, match=said) as error:
+        await loading.load(begun)
+    assert error.value.where == WHERE.format(0)
+
+
+async def test_embeddings_in_a_tensor_have_limits(checkpoint, family):
+    settings = PreprocessSettings(
+        model=str(checkpoint), embeddings_max_file_size_mb=1, max_embedding_tokens=100
+    )
+    preparer = Preparer(settings, family, MediaLoader(settings, family))
+    try:
+        for tokens, said in ((1600, "1228800 bytes, over the limit of 1048576"), (144, "144")):
+            part = embeds(0, tokens, [1, 24, 24])
+            tensors = np.zeros(tokens * 192 * 4, np.uint8)
+            begun = preparer.begin(body([{"role": "user", "content": [part]}]), tensors)
+            with pytest.raises(MediaTooLarge, match=said):
+                await preparer.load(begun)
+    finally:
+        await preparer.close()
 
 
 def test_max_model_len_overrules_the_checkpoint(preparer):

@@ -142,6 +142,19 @@ class Fields:
             raise wrong(self.path(name), _range("integer", low, high, above=False), value)
         return value
 
+    def integers(self, name: str, count: int, low: int, high: int) -> tuple[int, ...] | None:
+        """A list of ``count`` whole numbers, each from ``low`` to ``high``."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count:
+            raise wrong(self.path(name), f"must be a list of {count} integers", value)
+        each = Fields({str(index): entry for index, entry in enumerate(value)}, self.path(name))
+        found = [each.integer(str(index), low, high) for index in range(count)]
+        if None in found:
+            raise wrong(self.path(name), f"must be a list of {count} integers", value)
+        return tuple(entry for entry in found if entry is not None)
+
     def number(self, name: str, low: float, high: float, *, above: bool = False) -> float | None:
         """A number from ``low`` to ``high``; ``above`` leaves out ``low`` itself."""
         value = self.take(name)

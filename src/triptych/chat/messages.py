@@ -1,7 +1,8 @@
 """The messages of a chat: roles, text, and media at any place in any turn.
 
 Source of the format: https://platform.openai.com/docs/api-reference/chat/create, with
-``video_url``, ``audio_url``, ``image_embeds`` and ``uuid`` as vLLM has them.
+``video_url``, ``audio_url``, ``image_embeds`` and ``uuid`` as vLLM has them; that ``image_embeds``
+may name a piece of the tensor TENSORS is ours.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Literal, cast
 import msgspec
 
 from triptych.chat.fields import Fields, as_list, show, wrong
-from triptych.contract import Modality
+from triptych.contract import GridTHW, Modality
 from triptych.errors import InvalidValue, UnknownField
 
 Role = Literal["system", "user", "assistant"]
 Detail = Literal["auto", "low", "high"]
 MediaKind = Literal["image_url", "video_url", "audio_url", "input_audio", "image_embeds"]
+EmbedsDType = Literal["bfloat16", "float16", "float32"]
 AudioFormat = Literal["wav", "mp3", "flac", "ogg"]
 
 _ROLES: dict[str, Role] = {
@@ -49,6 +51,9 @@ MODALITIES: dict[MediaKind, Modality] = {
 
 _MAX_FRAMES = 1 << 16
 _MAX_RATE = 1 << 20
+_MAX_OFFSET = 1 << 40
+_MAX_EXTENT = 1 << 24
+_MAX_GRID = 1 << 16
 
 
 class TextPart(msgspec.Struct, frozen=True):
@@ -57,13 +62,25 @@ class TextPart(msgspec.Struct, frozen=True):
     text: str
 
 
+class TensorPlace(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Embeddings that lie in the request's tensor TENSORS."""
+
+    offset: int
+    """Bytes from its start."""
+    shape: tuple[int, int]
+    """(tokens, width)."""
+    dtype: EmbedsDType
+    grid_thw: GridTHW | None = None
+
+
 class MediaPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One medium, as the caller names it."""
 
     kind: MediaKind
     """The ``type`` of the content part."""
     url: str
-    """http, https, data or file; the media loader judges it. An ``input_audio`` is a data URI."""
+    """http, https, data or file; the media loader judges it. An ``input_audio`` is a data URI.
+    Empty where the medium is in ``tensor``."""
     where: str
     """JSON path of what names the medium, for errors."""
     detail: Detail = "auto"
@@ -75,6 +92,8 @@ class MediaPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Frames to take of each second of a video."""
     sampling_rate: int | None = None
     """Samples a second that a sound is brought to."""
+    tensor: TensorPlace | None = None
+    """Where the embeddings are, if they came beside the request and not in it."""
 
     @property
     def modality(self) -> Modality:
@@ -87,7 +106,8 @@ class MediaPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.kind == "image_embeds"
 
     def __repr__(self) -> str:
-        return f"MediaPart({self.kind}, {show(self.url)}, where={self.where!r})"
+        named = show(self.url) if self.tensor is None else repr(self.tensor)
+        return f"MediaPart({self.kind}, {named}, where={self.where!r})"
 
 
 Part = TextPart | MediaPart
@@ -184,6 +204,9 @@ def _read_medium(kind: MediaKind, fields: Fields, uuid: str | None) -> MediaPart
             where=fields.path("data"),
             uuid=uuid,
         )
+    if kind == "image_embeds" and (tensor := fields.take("tensor")) is not None:
+        place = _read_place(tensor, fields)
+        return MediaPart(kind=kind, url="", where=fields.path("tensor"), uuid=uuid, tensor=place)
     url, where = fields.filled("url"), fields.path("url")
     if kind == "image_url":
         detail = cast("Detail", fields.choice("detail", Detail) or "auto")
@@ -200,6 +223,25 @@ def _read_medium(kind: MediaKind, fields: Fields, uuid: str | None) -> MediaPart
     return MediaPart(kind=kind, url=url, where=where, uuid=uuid)
 
 
+def _read_place(value: object, part: Fields) -> TensorPlace:
+    """The ``tensor`` of an ``image_embeds``, and the grid beside it."""
+    if (url := part.take("url")) is not None:
+        raise wrong(part.path("url"), "must not be given with a tensor", url)
+    fields = Fields(value, part.path("tensor"))
+    shape, dtype = fields.integers("shape", 2, 1, _MAX_EXTENT), fields.choice("dtype", EmbedsDType)
+    for name, given in (("shape", shape), ("dtype", dtype)):
+        if given is None:
+            raise InvalidValue("is required", where=fields.path(name))
+    place = TensorPlace(
+        offset=fields.integer("offset", 0, _MAX_OFFSET) or 0,
+        shape=cast("tuple[int, int]", shape),
+        dtype=cast("EmbedsDType", dtype),
+        grid_thw=cast("GridTHW | None", part.integers("image_grid_thw", 3, 1, _MAX_GRID)),
+    )
+    fields.close()
+    return place
+
+
 def _write_part(part: Part) -> dict[str, object]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
@@ -207,6 +249,12 @@ def _write_part(part: Part) -> dict[str, object]:
     if part.kind == "input_audio":
         start, _, data = part.url.partition(";base64,")
         medium = {"data": data, "format": start.removeprefix("data:audio/")}
+    elif part.tensor is not None:
+        place = part.tensor
+        shape = list(place.shape)
+        medium = {"tensor": {"offset": place.offset, "shape": shape, "dtype": place.dtype}}
+        if place.grid_thw:
+            medium["image_grid_thw"] = list(place.grid_thw)
     elif part.detail != "auto":
         medium["detail"] = part.detail
     options = {name: getattr(part, name) for name in ("num_frames", "fps", "sampling_rate")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -14,6 +14,16 @@ from triptych.contract import AudioPlan, DType, GridTHW, ImagePlan, Item, Modali
 Array = npt.NDArray[np.generic]
 Pixels = npt.NDArray[np.uint8]
 """Shape (height, width, 3) or (frames, height, width, 3)."""
+
+
+class Given(NamedTuple):
+    """Embeddings that a caller sent as bare bytes."""
+
+    data: bytes
+    dtype: DType
+    shape: tuple[int, int]
+    """(tokens, width)."""
+    grid_thw: GridTHW | None = None
 
 
 class Room(Protocol):

@@ -15,7 +15,7 @@ import safetensors
 
 from triptych.contract import DType, GridTHW, Modality
 from triptych.errors import InvalidValue, MediaTooLarge, MediaUnreadable, TriptychError
-from triptych.media.base import Array, Planner
+from triptych.media.base import Array, Given, Planner
 
 KEYS = ("ec_cache", "mm_embeddings")
 GRIDS = ("image_grid_thw", "video_grid_thw", "grid_thw")
@@ -68,6 +68,21 @@ def load(data: bytes, modality: Modality, planner: Planner, *, max_tokens: int) 
             are not finite.
     """
     return _checked(_parse(data), modality, planner, max_tokens)
+
+
+def check(given: Given, modality: Modality, planner: Planner, *, max_tokens: int) -> Embeddings:
+    """Embeddings that came as bare bytes; ``given.data`` are as many as its shape takes.
+
+    Raises:
+        MediaTooLarge: More tokens than ``max_tokens``.
+        InvalidValue: As for `load`.
+    """
+    code = next(name for name, (dtype, _) in _FLOATS.items() if dtype == given.dtype)
+    tensors = {KEYS[0]: Tensor(code, given.shape, given.data)}
+    if given.grid_thw is not None:
+        grid = np.array(given.grid_thw, _NUMBERS["I64"]).tobytes()
+        tensors[GRIDS[0]] = Tensor("I64", (3,), grid)
+    return _checked(tensors, modality, planner, max_tokens)
 
 
 def load_pickle(

@@ -22,8 +22,8 @@ from triptych.errors import (
     MediaUnreadable,
     TriptychError,
 )
-from triptych.media import datauri
-from triptych.media.base import Holder, Loaded, MediaOptions, Planner
+from triptych.media import datauri, embeddings
+from triptych.media.base import Given, Holder, Loaded, MediaOptions, Planner
 from triptych.media.cache import Counters, Flights, MediaCache, Origin
 from triptych.media.fetch import Fetched, Fetcher
 from triptych.media.policy import Policy
@@ -78,6 +78,7 @@ class MediaLoader:
         holder: Holder | None = None,
     ) -> None:
         self.settings = settings
+        self._planner = planner
         self._holder = holder
         self._policy = Policy(settings)
         self._fetcher = fetcher or Fetcher(settings, self._policy)
@@ -144,6 +145,47 @@ class MediaLoader:
         except Exception as error:
             logger.exception("loading %s at %s failed", modality, where)
             raise InternalError(f"loading the {modality} failed", where=where) from error
+
+    async def take(self, modality: Modality, given: Given, *, where: str) -> Loaded:
+        """Embeddings that came beside the request; checked as those in a file are.
+
+        Args:
+            modality: What they are embeddings of.
+            given: Their bytes, and what the caller says of them.
+            where: JSON path of the part, for errors.
+
+        Raises:
+            MediaTooLarge: More bytes or tokens than the limit.
+            InvalidValue: Shape, grid or values that the model does not take.
+            UnsupportedMedium: The family does not take them.
+        """
+        limit = self._limit(modality, MediaOptions(embeds=True))
+        if len(given.data) > limit:
+            raise MediaTooLarge(
+                f"the embeddings have {len(given.data)} bytes, over the limit of {limit}",
+                where=where,
+            )
+
+        def read() -> tuple[embeddings.Embeddings, str]:
+            most = self.settings.max_embedding_tokens
+            found = embeddings.check(given, modality, self._planner, max_tokens=most)
+            return found, blake3.blake3(given.data).hexdigest()
+
+        try:
+            small = len(given.data) <= INLINE_BYTES
+            found, content = read() if small else await asyncio.to_thread(read)
+        except TriptychError as error:
+            raise type(error)(error.what, where=where) from error
+        stamp = msgspec.json.encode((given.dtype, given.shape, given.grid_thw)).decode()
+        return Loaded(
+            modality=modality,
+            array=found.array,
+            hash=blake3.blake3(f"{content} {modality} tensor {stamp}".encode()).hexdigest(),
+            tokens=found.array.shape[0],
+            grid_thw=found.grid_thw,
+            precomputed=True,
+            dtype=found.dtype,
+        )
 
     async def close(self) -> None:
         """Give everything back; a second call does nothing."""

@@ -18,7 +18,13 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from triptych import settings
-from triptych.errors import ConfigurationError, InternalError, InvalidValue, TriptychError
+from triptych.errors import (
+    ConfigurationError,
+    InternalError,
+    InvalidRequest,
+    InvalidValue,
+    TriptychError,
+)
 
 logger = logging.getLogger("triptych.stages")
 
@@ -76,6 +82,24 @@ def read_bytes(request: Any, name: str) -> bytes:
     if not isinstance(element, bytes):
         raise InvalidValue(f"must be BYTES, got {elements.dtype}", where=name)
     return element
+
+
+def read_octets(request: Any, name: str, limit: int) -> npt.NDArray[np.uint8] | None:
+    """A copy of the UINT8 input ``name``, of one dimension; None: the request is without it.
+
+    Raises:
+        InvalidValue: It is of another type.
+        InvalidRequest: It has more bytes than ``limit``.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    octets = tensor.as_numpy()
+    if octets.dtype != np.uint8:
+        raise InvalidValue(f"must be UINT8, got {octets.dtype}", where=name)
+    if octets.nbytes > limit:
+        raise InvalidRequest(f"{name} has {octets.nbytes} bytes, the limit is {limit}")
+    return np.array(octets).reshape(-1)
 
 
 def text_tensor(name: str, text: bytes | str, shape: Sequence[int] = (1,)) -> Any:

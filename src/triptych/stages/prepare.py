@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from triptych import contract
-from triptych.chat.messages import MediaPart
+from triptych.chat.messages import MediaPart, TensorPlace
 from triptych.chat.prompt import MediumSize, PromptBuilder, Rendered
 from triptych.chat.request import ChatRequest, parse
 from triptych.contract import Items
 from triptych.errors import InvalidRequest, InvalidValue
 from triptych.families.base import Family
-from triptych.media.base import Loaded, MediaOptions
+from triptych.media.base import Given, Loaded, MediaOptions
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
 
@@ -32,6 +32,8 @@ class Begun:
     request: ChatRequest
     rendered: Rendered
     media: tuple[MediaPart, ...]
+    tensors: MediaBytes | None = None
+    """TENSORS, that parts may name pieces of; shape (bytes,), uint8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,12 @@ class Preparer:
             max_model_len=settings.max_model_len or family.context_length,
         )
 
-    def begin(self, data: bytes) -> Begun:
+    def begin(self, data: bytes, tensors: MediaBytes | None = None) -> Begun:
         """Read REQUEST, and check all of it that can be checked before its media are there.
+
+        Args:
+            data: REQUEST.
+            tensors: TENSORS, of shape (bytes,); None: the request came without it.
 
         Raises:
             InvalidRequest: Whatever is wrong with it.
@@ -89,7 +95,8 @@ class Preparer:
                 f"{len(media)} media in one request, the limit is {self._settings.max_items}",
                 where="messages",
             )
-        return Begun(request, self._builder.render(request), media)
+        _check_places(media, tensors)
+        return Begun(request, self._builder.render(request), media, tensors)
 
     def without_media(self, begun: Begun) -> Prepared:
         """The outputs of a request of text alone.
@@ -107,7 +114,7 @@ class Preparer:
             MediaError: One cannot be loaded; the others are given up.
             ContextTooLong: Prompt and answer do not fit the context.
         """
-        loaded = await _all([self._load(part) for part in begun.media])
+        loaded = await _all([self._load(part, begun.tensors) for part in begun.media])
         sizes = [self._size(part, medium) for part, medium in zip(begun.media, loaded, strict=True)]
         prompt = self._builder.build(begun.request, begun.rendered, sizes)
         media, items = assemble([loaded[slot.medium] for slot in begun.rendered.slots])
@@ -137,7 +144,10 @@ class Preparer:
         """Give the loader's connections and workers back."""
         await self._loader.close()
 
-    async def _load(self, part: MediaPart) -> Loaded:
+    async def _load(self, part: MediaPart, tensors: MediaBytes | None) -> Loaded:
+        if part.tensor is not None and tensors is not None:
+            given = _given(part.tensor, tensors)
+            return await self._loader.take(part.modality, given, where=part.where)
         options = MediaOptions(
             detail=part.detail,
             num_frames=part.num_frames,
@@ -170,6 +180,38 @@ def assemble(loaded: Sequence[Loaded]) -> tuple[MediaBytes, Items]:
 
 def _octets(medium: Loaded) -> MediaBytes:
     return np.ascontiguousarray(medium.array).reshape(-1).view(np.uint8)
+
+
+def _check_places(media: Sequence[MediaPart], tensors: MediaBytes | None) -> None:
+    """Whether the pieces that parts name lie in TENSORS, and whether any does.
+
+    Raises:
+        InvalidValue: At the part that names too much, or at TENSORS if nothing names it.
+    """
+    have = 0 if tensors is None else tensors.size
+    placed = [(part, part.tensor) for part in media if part.tensor is not None]
+    for part, place in placed:
+        end = place.offset + _size(place)
+        if end > have:
+            raise InvalidValue(
+                f"names bytes {place.offset} to {end} of the input {contract.REQUEST_TENSORS}, "
+                f"which has {have}",
+                where=part.where,
+            )
+    if have and not placed:
+        raise InvalidValue(
+            f"{have} bytes came, and no part names them", where=contract.REQUEST_TENSORS
+        )
+
+
+def _given(place: TensorPlace, tensors: MediaBytes) -> Given:
+    piece = tensors[place.offset : place.offset + _size(place)]
+    return Given(piece.tobytes(), place.dtype, place.shape, place.grid_thw)
+
+
+def _size(place: TensorPlace) -> int:
+    tokens, width = place.shape
+    return tokens * width * contract.ITEM_SIZE[place.dtype]
 
 
 async def _all(loads: Sequence[Coroutine[None, None, Loaded]]) -> list[Loaded]:

@@ -29,7 +29,7 @@ from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
 from triptych.stages import backend
 from triptych.stages.held import EncoderHoldings
-from triptych.stages.prepare import Prepared, Preparer
+from triptych.stages.prepare import MediaBytes, Prepared, Preparer
 
 logger = logging.getLogger("triptych.stages.preprocess")
 
@@ -46,6 +46,7 @@ class _Job:
     sender: Any
     request_id: str
     data: bytes = field(default=b"", repr=False)
+    tensors: MediaBytes | None = field(default=None, repr=False)
     outcome: Prepared | BaseException | None = None
     loading: Future[Prepared] | None = None
 
@@ -59,6 +60,7 @@ class PreprocessModel:
         settings = backend.model_settings(PreprocessSettings, args)
         backend.configure_logging(settings.log_level)
         family = families.load(settings.model)
+        self._max_tensors = settings.max_request_mb << 20
         self._loop = asyncio.new_event_loop()
         loader = MediaLoader(settings, family, holder=encoder_holdings(settings))
         self._preparer = Preparer(settings, family, loader)
@@ -79,6 +81,9 @@ class PreprocessModel:
             job = _Job(request.get_response_sender(), request.request_id())
             try:
                 job.data = backend.read_bytes(request, contract.REQUEST)
+                job.tensors = backend.read_octets(
+                    request, contract.REQUEST_TENSORS, self._max_tensors
+                )
             except Exception as error:
                 job.outcome = error
             self._courier.submit(job)
@@ -172,8 +177,8 @@ class Courier:
 
     def _begin(self, job: _Job) -> None:
         try:
-            begun = self._preparer.begin(job.data)
-            job.data = b""
+            begun = self._preparer.begin(job.data, job.tensors)
+            job.data, job.tensors = b"", None
             if not begun.media:
                 job.outcome = self._preparer.without_media(begun)
                 return
