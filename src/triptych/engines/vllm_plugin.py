@@ -42,7 +42,7 @@ def tie_forks() -> None:
 
     A forked process asks for no plugins again.
     """
-    if STUB not in os.environ:
+    if os.environ.get(STUB) != str(os.getpid()):  # not another's, who started this process
         os.environ[STUB] = str(os.getpid())
         os.register_at_fork(before=_before_fork, after_in_child=lambda: _die_with(_forking))
 
