@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 # Before torch is imported anywhere, here or in a server: tests are many small things, and
 # threads that wait for each other by spinning would make them slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts a command in the background has it ignore Ctrl-C, and so all its children;
+# the tests of Ctrl-C need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
