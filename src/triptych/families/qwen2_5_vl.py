@@ -9,7 +9,7 @@ from triptych.contract import TicketItem
 from triptych.errors import ConfigurationError
 from triptych.families.base import Tower
 from triptych.families.fields import Activation
-from triptych.families.qwen_vl import PREFIXES, QwenVisionConfig, QwenVL
+from triptych.families.qwen_vl import QwenVisionConfig, QwenVL
 
 if TYPE_CHECKING:
     import torch
@@ -48,18 +48,10 @@ class Qwen2_5_VL(QwenVL):
     vision_type = VisionConfig
     vision: VisionConfig
 
-    def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
-        """Read the tower's weights."""
+    def _build_tower(self) -> Tower:
         from triptych.families.towers.qwen2_5_vl import VisionTower
-        from triptych.families.towers.weights import load_weights
 
-        return load_weights(
-            lambda: VisionTower(self.vision, self.processor, self.video_processor),
-            self.checkpoint,
-            prefixes=PREFIXES,
-            device=device,
-            dtype=dtype,
-        )
+        return VisionTower(self.vision, self.processor, self.video_processor)
 
     def _timing(self, videos: Sequence[TicketItem]) -> Mapping[str, torch.Tensor]:
         """``second_per_grid_ts``, which sets how far the steps of a clip lie apart in the prompt.

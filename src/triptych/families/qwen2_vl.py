@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from triptych.families.base import Tower
 from triptych.families.fields import Activation
-from triptych.families.qwen_vl import PREFIXES, QwenVisionConfig, QwenVL
-
-if TYPE_CHECKING:
-    import torch
+from triptych.families.qwen_vl import QwenVisionConfig, QwenVL
 
 
 class VisionConfig(QwenVisionConfig, frozen=True):
@@ -39,15 +34,7 @@ class Qwen2_VL(QwenVL):
     vision_type = VisionConfig
     vision: VisionConfig
 
-    def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
-        """Read the tower's weights."""
+    def _build_tower(self) -> Tower:
         from triptych.families.towers.qwen2_vl import VisionTower
-        from triptych.families.towers.weights import load_weights
 
-        return load_weights(
-            lambda: VisionTower(self.vision, self.processor, self.video_processor),
-            self.checkpoint,
-            prefixes=PREFIXES,
-            device=device,
-            dtype=dtype,
-        )
+        return VisionTower(self.vision, self.processor, self.video_processor)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triptych.contract import GridTHW, Modality, PromptItem, TicketItem
 from triptych.errors import ConfigurationError, InvalidValue
 from triptych.families.base import Tower
 from triptych.families.fields import Activation
 from triptych.families.qwen_processors import PixelSize, Size, VideoProcessor, smart_resize
-from triptych.families.qwen_vl import PREFIXES, QwenVisionConfig, QwenVL
-
-if TYPE_CHECKING:
-    import torch
+from triptych.families.qwen_vl import QwenVisionConfig, QwenVL
 
 
 class VisionConfig(QwenVisionConfig, frozen=True):
@@ -138,18 +135,10 @@ class Qwen3_VL(QwenVL):
             timestamps.append(list(place.times))
         return {"video": {"timestamps": timestamps}} if timestamps else {}
 
-    def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
-        """Read the tower's weights; those of an FP8 checkpoint are scaled back."""
+    def _build_tower(self) -> Tower:
         from triptych.families.towers.qwen3_vl import VisionTower
-        from triptych.families.towers.weights import load_weights
 
-        return load_weights(
-            lambda: VisionTower(self.vision, self.processor, self.video_processor),
-            self.checkpoint,
-            prefixes=PREFIXES,
-            device=device,
-            dtype=dtype,
-        )
+        return VisionTower(self.vision, self.processor, self.video_processor)
 
     def _check_agreement(self) -> None:
         super()._check_agreement()

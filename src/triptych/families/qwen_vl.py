@@ -7,6 +7,7 @@ before they are merged.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ import msgspec
 
 from triptych.contract import GridTHW, ImagePlan, Item, Modality, TicketItem, VideoPlan
 from triptych.errors import ConfigurationError, InvalidValue, UnsupportedMedium
-from triptych.families.base import Family
+from triptych.families.base import Family, Tower
 from triptych.families.checkpoint import Checkpoint
 from triptych.families.fields import Activation, read_config
 from triptych.families.qwen_processors import (
@@ -164,6 +165,18 @@ class QwenVL(Family):
                 f"a grid of {item.grid_thw} needs uint8 of shape {shape}, "
                 f"got {item.dtype} of shape {item.shape}"
             )
+
+    def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
+        """Read the tower's weights; those of an FP8 checkpoint are scaled back."""
+        from triptych.families.towers.weights import load_weights
+
+        return load_weights(
+            self._build_tower, self.checkpoint, prefixes=PREFIXES, device=device, dtype=dtype
+        )
+
+    @abstractmethod
+    def _build_tower(self) -> Tower:
+        """The family's tower without weights; runs with the meta device as the default."""
 
     def embedding_inputs(
         self, items: Sequence[TicketItem], embeddings: Sequence[torch.Tensor]
