@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 
+from tiny.checkpoint import llava_hub_name
 from triptych.engines import torchvision_ops
 
 torchvision_ops.define_missing()
@@ -200,7 +201,7 @@ def _ids(tokens: dict[str, int]) -> dict[str, int]:
 def _write_model(path: Path, model: torch.nn.Module) -> Path:
     generator = torch.Generator().manual_seed(0)
     weights = {
-        hub_name(name): _random(name, weight.shape, generator)
+        llava_hub_name(name): _random(name, weight.shape, generator)
         for name, weight in model.state_dict().items()
     }
     model.config.architectures = [type(model).__name__]
@@ -208,20 +209,6 @@ def _write_model(path: Path, model: torch.nn.Module) -> Path:
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "generation_config.json", eos_token_id=model.config.text_config.eos_token_id)
     return path
-
-
-def hub_name(name: str) -> str:
-    """A weight's name in the hub's files, from its name in transformers 5."""
-    if name.startswith("lm_head."):
-        return "language_model." + name
-    name = name.removeprefix("model.")
-    for ours, hub in {
-        "language_model.": "language_model.model.",
-        "vision_tower.": "vision_tower.vision_model.",
-    }.items():
-        if name.startswith(ours):
-            return hub + name.removeprefix(ours)
-    return name
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -280,7 +281,14 @@ def _places() -> Iterator[Hostile]:
         yield Hostile(f"{kind} {url[:40]!r}", part(kind, url), codes)
     paths = [
         *("/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/self/mem", "/dev/zero"),
-        *("/dev/random", "/dev/stdin", "/sys/kernel/notes", "/root/.ssh/id_rsa", "/", "/tmp"),
+        *(
+            "/dev/random",
+            "/dev/stdin",
+            "/sys/kernel/notes",
+            str(Path.home() / ".ssh" / "id_rsa"),
+            "/",
+            "/tmp",
+        ),
         *("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/etc/passwd%00.png", "//etc/passwd"),
     ]
     for path in paths:

@@ -29,6 +29,7 @@ from triptych.engines.echo import checksum
 from triptych.errors import Cancelled, InvalidRequest, InvalidValue, TriptychError, Unavailable
 from triptych.families import Family
 from triptych.server import Server
+from triton_inputs import array_input, bytes_input
 
 pytestmark = pytest.mark.server
 
@@ -106,16 +107,6 @@ def inputs(prompt: Prompt, media: Media) -> list[Any]:
         bytes_input(contract.TICKET, contract.encode(Ticket(items)), (1, 1)),
         array_input(contract.EMBEDDINGS, embeddings, "UINT8"),
     ]
-
-
-def bytes_input(name: str, data: bytes, shape: tuple[int, ...]) -> Any:
-    return array_input(name, np.array([data], dtype=np.object_).reshape(shape), "BYTES")
-
-
-def array_input(name: str, array: np.ndarray[Any, Any], datatype: str) -> Any:
-    made = triton.InferInput(name, array.shape, datatype)
-    made.set_data_from_numpy(array)
-    return made
 
 
 def element(response: Any, name: str) -> bytes:

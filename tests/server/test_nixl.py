@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
@@ -23,6 +22,7 @@ from triptych.contract import Items, Ticket
 from triptych.errors import TriptychError, Unavailable
 from triptych.server import Server
 from triptych_client import Answer, Client, Message, image, user
+from triton_inputs import array_input, bytes_input
 from unit.qwen import picture
 from unit.qwen import request as laid_out
 
@@ -136,16 +136,6 @@ def ask_decode(server: Server, inputs: list[Any]) -> str:
         error = errors.get(timeout=10)
         client.stop_stream()
     return str(error.message())
-
-
-def bytes_input(name: str, data: bytes, shape: tuple[int, ...]) -> Any:
-    return array_input(name, np.array([data], dtype=np.object_).reshape(shape), "BYTES")
-
-
-def array_input(name: str, array: np.ndarray[Any, Any], datatype: str) -> Any:
-    made = triton.InferInput(name, array.shape, datatype)
-    made.set_data_from_numpy(array)
-    return made
 
 
 def kill_stub(server: Server, model: str) -> None:
