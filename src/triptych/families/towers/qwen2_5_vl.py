@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import silu
 
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
-from triptych.families.towers.qwen_vl import Attention, PatchEmbed, QwenTower, Rotary
-from triptych.families.towers.segments import Segments, WindowLayout
+from triptych.families.towers.qwen_vl import (
+    NORM_EPSILON,
+    Block,
+    Merger,
+    PatchEmbed,
+    QwenTower,
+    Rotary,
+)
+from triptych.families.towers.segments import WindowLayout
 
 if TYPE_CHECKING:
     from triptych.families.qwen2_5_vl import VisionConfig
-
-NORM_EPSILON = 1e-6
 
 
 class VisionTower(QwenTower):
@@ -32,8 +37,11 @@ class VisionTower(QwenTower):
         self.full_attention = frozenset(config.fullatt_block_indexes)
         self.patch_embed = PatchEmbed(config, config.hidden_size, bias=False)
         self.rotary = Rotary(config, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.merger = Merger(config)
+        self.blocks = nn.ModuleList(
+            Block(config.hidden_size, config.num_heads, MLP(config), RMSNorm)
+            for _ in range(config.depth)
+        )
+        self.merger = Merger(config, config.hidden_size, RMSNorm)
 
     def forward(self, patches: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
         """Run the tower.
@@ -81,45 +89,3 @@ class MLP(nn.Module):
         """(patches, hidden) → (patches, hidden)."""
         gated = silu(self.gate_proj(hidden)) * self.up_proj(hidden)
         return cast(torch.Tensor, self.down_proj(gated))
-
-
-class Block(nn.Module):
-    """Attention, then the feed-forward layer, each behind its norm and added to its input."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(config.hidden_size)
-        self.norm2 = RMSNorm(config.hidden_size)
-        self.attn = Attention(config.hidden_size, config.num_heads)
-        self.mlp = MLP(config)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        segments: Segments,
-    ) -> torch.Tensor:
-        """(patches, hidden) → (patches, hidden)."""
-        hidden = hidden + self.attn(self.norm1(hidden), rotation, segments)
-        return hidden + cast(torch.Tensor, self.mlp(self.norm2(hidden)))
-
-
-class Merger(nn.Module):
-    """Joins the patches of a token and projects them to the language model's width."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.joined = config.hidden_size * config.spatial_merge_size**2
-        self.ln_q = RMSNorm(config.hidden_size)
-        self.mlp = nn.ModuleList(
-            [
-                nn.Linear(self.joined, self.joined),
-                nn.Identity(),  # keeps the hub's names, mlp.0 and mlp.2
-                nn.Linear(self.joined, config.out_hidden_size),
-            ]
-        )
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(patches, hidden) → (tokens, width)."""
-        joined = self.ln_q(hidden).view(-1, self.joined)
-        return cast(torch.Tensor, self.mlp[2](gelu(self.mlp[0](joined))))

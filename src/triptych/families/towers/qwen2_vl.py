@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu
 
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 from triptych.families.towers.activations import ACTIVATIONS
-from triptych.families.towers.qwen_vl import NORM_EPSILON, Block, PatchEmbed, QwenTower, Rotary
+from triptych.families.towers.qwen_vl import (
+    Block,
+    Merger,
+    PatchEmbed,
+    QwenTower,
+    Rotary,
+    layer_norm,
+)
 from triptych.families.towers.segments import WHOLE_FRAME, WindowLayout
 
 if TYPE_CHECKING:
@@ -26,9 +32,10 @@ class VisionTower(QwenTower):
         self.patch_embed = PatchEmbed(config, config.embed_dim, bias=False)
         self.rotary = Rotary(config, config.embed_dim)
         self.blocks = nn.ModuleList(
-            Block(config.embed_dim, config.num_heads, MLP(config)) for _ in range(config.depth)
+            Block(config.embed_dim, config.num_heads, MLP(config), layer_norm)
+            for _ in range(config.depth)
         )
-        self.merger = Merger(config)
+        self.merger = Merger(config, config.embed_dim, layer_norm)
 
     def forward(self, patches: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
         """Run the tower.
@@ -61,24 +68,3 @@ class MLP(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(patches, hidden) → (patches, hidden)."""
         return cast(torch.Tensor, self.fc2(self.activation(self.fc1(hidden))))
-
-
-class Merger(nn.Module):
-    """Joins the patches of a token and projects them to the language model's width."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.joined = config.embed_dim * config.spatial_merge_size**2
-        self.ln_q = nn.LayerNorm(config.embed_dim, eps=NORM_EPSILON)
-        self.mlp = nn.ModuleList(
-            [
-                nn.Linear(self.joined, self.joined),
-                nn.Identity(),  # keeps the hub's names, mlp.0 and mlp.2
-                nn.Linear(self.joined, config.hidden_size),
-            ]
-        )
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(patches, hidden) → (tokens, width)."""
-        joined = self.ln_q(hidden).view(-1, self.joined)
-        return cast(torch.Tensor, self.mlp[2](gelu(self.mlp[0](joined))))

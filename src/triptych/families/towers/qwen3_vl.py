@@ -11,7 +11,7 @@ from torch.nn.functional import gelu
 from triptych.contract import GridTHW
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 from triptych.families.towers.activations import ACTIVATIONS
-from triptych.families.towers.qwen_vl import NORM_EPSILON, Block, PatchEmbed, QwenTower, Rotary
+from triptych.families.towers.qwen_vl import Block, PatchEmbed, QwenTower, Rotary, layer_norm
 from triptych.families.towers.segments import WHOLE_FRAME, WindowLayout
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class VisionTower(QwenTower):
         self.pos_embed = nn.Embedding(config.num_position_embeddings, hidden)
         self.rotary = Rotary(config, hidden)
         self.blocks = nn.ModuleList(
-            Block(hidden, config.num_heads, MLP(config)) for _ in range(config.depth)
+            Block(hidden, config.num_heads, MLP(config), layer_norm) for _ in range(config.depth)
         )
         self.merger = Merger(config, norm_joined=False)
         self.deepstack_merger_list = nn.ModuleList(
@@ -107,7 +107,7 @@ class Merger(nn.Module):
         self.joined = config.hidden_size * config.spatial_merge_size**2
         self.norm_joined = norm_joined
         size = self.joined if norm_joined else config.hidden_size
-        self.norm = nn.LayerNorm(size, eps=NORM_EPSILON)
+        self.norm = layer_norm(size)
         self.linear_fc1 = nn.Linear(self.joined, self.joined)
         self.linear_fc2 = nn.Linear(self.joined, config.out_hidden_size)
 

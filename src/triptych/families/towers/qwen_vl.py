@@ -6,12 +6,12 @@ whatever the weights' dtype, as in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear
 
 from triptych.contract import Item
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from triptych.families.qwen_vl import QwenVisionConfig
 
 NORM_EPSILON = 1e-6
+
+
+def layer_norm(size: int) -> nn.Module:
+    """The norm of Qwen2-VL and Qwen3-VL."""
+    return nn.LayerNorm(size, eps=NORM_EPSILON)
 
 
 class QwenTower(nn.Module):
@@ -105,10 +110,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then the feed-forward layer, each behind its norm and added to its input."""
 
-    def __init__(self, hidden_size: int, heads: int, mlp: nn.Module) -> None:
+    def __init__(
+        self, hidden_size: int, heads: int, mlp: nn.Module, norm: Callable[[int], nn.Module]
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        self.norm1 = norm(hidden_size)
+        self.norm2 = norm(hidden_size)
         self.attn = Attention(hidden_size, heads)
         self.mlp = mlp
 
@@ -121,3 +128,26 @@ class Block(nn.Module):
         """(patches, hidden) → (patches, hidden)."""
         hidden = hidden + self.attn(self.norm1(hidden), rotation, segments)
         return hidden + cast(torch.Tensor, self.mlp(self.norm2(hidden)))
+
+
+class Merger(nn.Module):
+    """Joins the patches of a token and projects them to the language model's width."""
+
+    def __init__(
+        self, config: QwenVisionConfig, hidden_size: int, norm: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.joined = hidden_size * config.spatial_merge_size**2
+        self.ln_q = norm(hidden_size)
+        self.mlp = nn.ModuleList(
+            [
+                nn.Linear(self.joined, self.joined),
+                nn.Identity(),  # keeps the hub's names, mlp.0 and mlp.2
+                nn.Linear(self.joined, config.width),
+            ]
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(patches, hidden) → (tokens, width)."""
+        joined = self.ln_q(hidden).view(-1, self.joined)
+        return cast(torch.Tensor, self.mlp[2](gelu(self.mlp[0](joined))))
