@@ -135,11 +135,8 @@ class Caller:
         Raises:
             TriptychError: As the model raised it.
         """
-        call = self._call(model, inputs, outputs)
-        result = _read(next(call))
-        for _ in call:  # to its end: the next request finds the models idle
-            pass
-        return result
+        first, *_ = self._call(model, inputs, outputs)  # to its end: the next finds them idle
+        return _read(first)
 
     def first(self, model: str, body: bytes) -> float:
         """Seconds until the first response of a stream, which is then read to its end.
@@ -148,9 +145,10 @@ class Caller:
         """
         start = time.perf_counter()
         call = self._call(model, {"REQUEST": np.array([body], np.object_)})
-        _read(next(call))
+        responses = [next(call)]
         seconds = time.perf_counter() - start
-        for response in call:
+        responses += call
+        for response in responses:
             _read(response)
         return seconds
 
