@@ -21,9 +21,9 @@ PHOTOS = [
 FORMS = {
     "JPEG": {"quality": 90},
     "progressive JPEG": {"progressive": True},
-    "PNG": {},
-    "WEBP": {"quality": 80},
-    "lossless WEBP": {"lossless": True},
+    "PNG": {"compress_level": 1},
+    "WEBP": {"quality": 80, "method": 0},
+    "lossless WEBP": {"lossless": True, "method": 0, "quality": 0},
 }
 SIZES = [(640, 427), (1920, 1080), (1000, 1000), (333, 517), (40, 31), (300, 2000)]
 """(width, height)."""
