@@ -16,11 +16,33 @@ import torch
 from generations import changed, collect, generation, picture, text
 from triptych.contract import Prompt
 from triptych.engines.base import Delta, Engine, Media
-from triptych.errors import Cancelled, ContextTooLong, InvalidValue, UnsupportedMedium
+from triptych.engines.sampling import FIELDS, UNDECLARED, Field
+from triptych.errors import (
+    Cancelled,
+    ContextTooLong,
+    InvalidValue,
+    UnknownField,
+    UnsupportedMedium,
+)
 from triptych.families import Family
 
 SLOTS = 2
 """`max_num_seqs` of the engine under test."""
+ASKED: dict[str, Any] = {
+    "max_tokens": 2,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "min_p": 0.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "repetition_penalty": 1.5,
+    "seed": 7,
+    "stop": ("never said",),
+    "logprobs": True,
+    "top_logprobs": 1,
+}
+"""A value of each field of sampling that asks for something."""
 HELLO = "Is there a red circle? Tell me all that you see, and where, and how large it is."
 
 
@@ -73,6 +95,19 @@ class EngineContract:
 
         assert text(deltas) == whole[: whole.index(stop)]
         assert deltas[-1].finish_reason == "stop"
+
+    @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+    async def test_a_field_is_served_or_refused_by_name(
+        self, engine: Engine, family: Family, field: Field
+    ) -> None:
+        value = ASKED[field.name]
+        prompt, _ = generation(family, words(family), **{"max_tokens": 4, field.name: value})
+        if engine.sampling.get(field.name, UNDECLARED).kind == "refused":
+            with pytest.raises(UnknownField) as error:
+                await collect(engine, prompt)
+            assert error.value.where == field.name
+        else:
+            assert (await collect(engine, prompt))[-1].finish_reason
 
     async def test_the_same_seed_draws_the_same(self, engine: Engine, family: Family) -> None:
         prompt, _ = generation(family, words(family), temperature=1.0, seed=7)

@@ -1,7 +1,7 @@
 """What is served: every family, medium, form and engine, as the code itself has it.
 
 A family says which media it takes and which of them its engine encodes itself, an engine what it
-refuses; nothing is written down here a second time.
+refuses and what it makes of a request's sampling; nothing is written down here a second time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Literal, get_args
 
 import msgspec
 
+from triptych.chat.request import UNSERVED
 from triptych.contract import Modality
 from triptych.engines.base import Engine
+from triptych.engines.sampling import FIELDS, UNDECLARED
 from triptych.engines.vllm import VllmEngine
 from triptych.families import FAMILIES, Family
 
@@ -54,10 +56,51 @@ def cells(
     ]
 
 
-def markdown(matrix: Iterable[Cell]) -> str:
+class SamplingCell(msgspec.Struct, frozen=True):
+    """What one engine makes of one field of a request."""
+
+    field: str
+    meaning: str
+    """Empty: of a field that no engine is asked for."""
+    engine: str
+    support: Literal["supported", "mapped", "refused"]
+    how: str = ""
+    """What it is mapped to, or why it is refused."""
+
+
+def sampling(engines: Iterable[type[Engine]] = ENGINES) -> list[SamplingCell]:
+    """The fields that draw an answer, then those that are refused before any engine."""
+    served = [
+        SamplingCell(field.name, field.meaning, engine.name, support.kind, support.how)
+        for field in FIELDS
+        for engine in engines
+        for support in (engine.sampling.get(field.name, UNDECLARED),)
+    ]
+    unserved = [
+        SamplingCell(name, "", engine.name, "refused") for name in UNSERVED for engine in engines
+    ]
+    return [*served, *unserved]
+
+
+def sampling_table(cells: Iterable[SamplingCell]) -> Iterator[Row]:
+    """A header, then a row for each field: what it means, and what each engine makes of it."""
+    told = [cell for cell in cells if cell.meaning]
+    yield ("field", "meaning", *dict.fromkeys(cell.engine for cell in told))
+    for (field, meaning), found in groupby(told, lambda cell: (cell.field, cell.meaning)):
+        shown = [f"{cell.support}: {cell.how}" if cell.how else cell.support for cell in found]
+        yield (f"`{field}`", meaning, *shown)
+
+
+def refused(cells: Iterable[SamplingCell]) -> str:
+    """One sentence with the fields that are refused before any engine."""
+    names = dict.fromkeys(cell.field for cell in cells if not cell.meaning)
+    return f"Refused by name whatever the engine: {', '.join(f'`{name}`' for name in names)}."
+
+
+def markdown(rows: Iterable[Row]) -> str:
     """A table for README, without an end of line."""
-    header, *rows = table(matrix)
-    lines = [header, ("---",) * len(header), *rows]
+    header, *rest = rows
+    lines = [header, ("---",) * len(header), *rest]
     return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in lines)
 
 

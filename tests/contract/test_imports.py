@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "triptych"
 BASE = {"contract", "settings", "errors"}
-MIDDLE = {"chat", "media", "families", "encode", "handover", "engines"}
+MIDDLE = {"chat", "media", "families", "encode", "remote", "handover", "engines"}
 ALLOWED = {
     **{room: {room, *BASE} for room in MIDDLE},
     "encode": {"encode", "families", *BASE},
@@ -19,7 +19,7 @@ ALLOWED = {
     "stages": {"stages", *MIDDLE, *BASE},
     "server": {"server", *BASE},
     "gateway": {"gateway", "chat", *BASE},
-    "matrix": {"matrix", "families", "engines", *BASE},
+    "matrix": {"matrix", "chat", "families", "engines", *BASE},
     "cli": {"cli", "server", "gateway", "matrix", *BASE},
     "contract": BASE,
     "settings": BASE,

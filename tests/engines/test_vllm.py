@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from babbler import make_babbler, make_reciter
 from engine_contract import SLOTS, EngineContract, long, words
+from engine_sampling import SamplingContract
 from generations import changed, collect, generation, picture, text
 from reference import HuggingFaceReference
 from triptych import families
@@ -60,7 +61,7 @@ async def engine(family: Family) -> AsyncIterator[Engine]:
     await engine.stop()
 
 
-class TestVllm(EngineContract):
+class TestVllm(EngineContract, SamplingContract):
     pass
 
 

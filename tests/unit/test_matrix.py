@@ -90,11 +90,17 @@ def test_an_engine_may_refuse_what_a_family_has() -> None:
     assert rows[0] == first
 
 
-def test_readme_shows_the_matrix(repository_root: Path) -> None:
+def shown_in_readme(repository_root: Path, name: str) -> str:
     readme = (repository_root / "README.md").read_text()
-    shown = re.search(r"<!-- matrix -->\n(.*)\n<!-- /matrix -->", readme, re.DOTALL)
+    shown = re.search(rf"<!-- {name} -->\n(.*)\n<!-- /{name} -->", readme, re.DOTALL)
     assert shown
-    assert shown[1] == matrix.markdown(matrix.cells()), "`triptych matrix --markdown` prints it"
+    return shown[1]
+
+
+def test_readme_shows_the_matrix(repository_root: Path) -> None:
+    assert shown_in_readme(repository_root, "matrix") == matrix.markdown(
+        matrix.table(matrix.cells())
+    ), "`triptych matrix --markdown` prints it"
 
 
 def test_the_command_prints_it_in_three_ways(capsys: Any) -> None:
@@ -109,6 +115,24 @@ def test_the_command_prints_it_in_three_ways(capsys: Any) -> None:
         "why": "",
     }
     assert main(["matrix", "--markdown"]) == 0
-    assert capsys.readouterr().out == matrix.markdown(matrix.cells()) + "\n"
+    assert capsys.readouterr().out == matrix.markdown(matrix.table(matrix.cells())) + "\n"
     assert main(["matrix"]) == 0
     assert "Qwen2-Audio" in capsys.readouterr().out
+
+
+def test_readme_shows_what_sampling_means(repository_root: Path) -> None:
+    assert shown_in_readme(repository_root, "sampling") == matrix.markdown(
+        matrix.sampling_table(matrix.sampling())
+    ), "`triptych matrix --sampling --markdown` prints it"
+
+
+def test_the_command_prints_sampling_in_three_ways(capsys: Any) -> None:
+    assert main(["matrix", "--sampling", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["field"] for row in rows} >= {"max_tokens", "logit_bias"}
+    assert main(["matrix", "--sampling", "--markdown"]) == 0
+    assert "| `max_tokens` | " in capsys.readouterr().out
+    assert main(["matrix", "--sampling"]) == 0
+    said = capsys.readouterr().out
+    assert "`max_tokens`" in said
+    assert "whatever the engine: " in said

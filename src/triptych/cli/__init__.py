@@ -4,8 +4,7 @@
     triptych gateway  OpenAI's API in front of a running server
     triptych chat     ask a running server
     triptych doctor   what is installed, and every setting in force
-    triptych matrix   which engine serves which medium of which family
-    triptych matrix   which engine serves which medium of which model family
+    triptych matrix   which engine serves which medium of which model family, and what sampling
     triptych settings every setting, its default and its meaning
     triptych version
 
@@ -260,13 +259,17 @@ def chat(
 
 @app.command()
 def matrix(
+    sampling: Annotated[
+        bool,
+        typer.Option("--sampling", help="What each field of a request means, and to each engine."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print README's table.")] = False,
 ) -> int:
     """Tell which engine serves which medium of which model family in which form, and why not."""
     from triptych.cli.matrix import show
 
-    show(as_json=as_json, as_markdown=as_markdown)
+    show(sampling=sampling, as_json=as_json, as_markdown=as_markdown)
     return OK
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
 from triptych.contract import Modality, Prompt, TicketItem
-from triptych.errors import InvalidValue
+from triptych.engines.sampling import Declaration, check_sampling
+from triptych.errors import ContextTooLong, InvalidValue
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,9 @@ FinishReason = Literal["stop", "length"]
 
 Media: TypeAlias = "Sequence[tuple[TicketItem, torch.Tensor]]"
 """One request's media in prompt order, each with its embeddings of shape (tokens, width)."""
+
+EmbeddingInputs: TypeAlias = "Mapping[Modality, Mapping[str, Any] | Sequence[torch.Tensor]]"
+"""See `Family.embedding_inputs`."""
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -92,6 +96,9 @@ class Engine(ABC):
 
     name: ClassVar[str]
     """As in ``triptych serve --engine``."""
+    sampling: ClassVar[Declaration] = {}
+    """What the engine makes of each field of `triptych.engines.sampling.FIELDS`. One that is
+    missing is refused by name."""
 
     def __init__(self, settings: DecodeSettings, family: Family) -> None:
         self.settings = settings
@@ -106,6 +113,27 @@ class Engine(ABC):
     def context_length(self) -> int:
         """Tokens of prompt and answer together."""
         return self.settings.max_model_len or self.family.context_length
+
+    def admit(self, prompt: Prompt, media: Media) -> EmbeddingInputs:
+        """Check a request; every engine does so first, before its library sees any of it.
+
+        Returns:
+            The media as `Family.embedding_inputs` has them; empty for a text alone.
+
+        Raises:
+            UnknownField: The engine does not take a field of the sampling.
+            ContextTooLong: The prompt leaves no room for an answer.
+            InvalidRequest: The media are not those of the prompt, or not the model's.
+        """
+        check_sampling(self.name, self.sampling, prompt.sampling)
+        if prompt.length >= self.context_length:
+            raise ContextTooLong(
+                f"a prompt of {prompt.length} tokens leaves no room for an answer in the "
+                f"context of {self.context_length}"
+            )
+        items = [item for item, _ in media]
+        check_media(prompt, items)
+        return self.family.embedding_inputs(items, [tensor for _, tensor in media]) if items else {}
 
     @abstractmethod
     async def start(self) -> None:

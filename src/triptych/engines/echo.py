@@ -18,7 +18,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenizers import Tokenizer
 
@@ -31,9 +31,9 @@ from triptych.engines.base import (
     Media,
     TokenLogprob,
     Usage,
-    check_media,
 )
-from triptych.errors import Cancelled, ConfigurationError, ContextTooLong, Unavailable
+from triptych.engines.sampling import FIELDS, SUPPORTED, Declaration, mapped
+from triptych.errors import Cancelled, ConfigurationError, Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,10 @@ class EchoEngine(Engine):
     """Keeps no weights; its slots and its context are as limited as a real engine's."""
 
     name = "echo"
+    sampling: ClassVar[Declaration] = {
+        **dict.fromkeys((field.name for field in FIELDS), mapped("nothing is drawn")),
+        **dict.fromkeys(("max_tokens", "stop", "logprobs", "top_logprobs"), SUPPORTED),
+    }
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -64,12 +68,7 @@ class EchoEngine(Engine):
     async def generate(self, prompt: Prompt, media: Media) -> AsyncGenerator[Delta, None]:
         """Say the prompt back; see the module."""
         await self.health()
-        check_media(prompt, [item for item, _ in media])
-        self.family.embedding_inputs([item for item, _ in media], [e for _, e in media])
-        if prompt.length >= self.context_length:
-            raise ContextTooLong(
-                f"a prompt of {prompt.length} tokens leaves no room in {self.context_length}"
-            )
+        self.admit(prompt, media)
         room = min(prompt.sampling.max_tokens, self.context_length - prompt.length)
         words, reason = _cut(self._answer(prompt, media), prompt.sampling.stop, room)
         ended = self._live[prompt.id] = asyncio.Event()

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from triptych.contract import Prompt, Sampling
 from triptych.engines import vllm_environment
@@ -23,13 +23,12 @@ from triptych.engines.base import (
     Media,
     TokenLogprob,
     Usage,
-    check_media,
 )
+from triptych.engines.sampling import SUPPORTED, Declaration
 from triptych.engines.token_bytes import token_bytes
 from triptych.engines.vllm_arguments import build_config, read_arguments
 from triptych.errors import (
     Cancelled,
-    ContextTooLong,
     InternalError,
     InvalidRequest,
     Overloaded,
@@ -53,6 +52,20 @@ class VllmEngine(Engine):
     """vLLM's `AsyncLLM`: its scheduler and workers are a process of their own."""
 
     name = "vllm"
+    sampling: ClassVar[Declaration] = {
+        "max_tokens": SUPPORTED,
+        "temperature": SUPPORTED,
+        "top_p": SUPPORTED,
+        "top_k": SUPPORTED,
+        "min_p": SUPPORTED,
+        "presence_penalty": SUPPORTED,
+        "frequency_penalty": SUPPORTED,
+        "repetition_penalty": SUPPORTED,
+        "seed": SUPPORTED,
+        "stop": SUPPORTED,
+        "logprobs": SUPPORTED,
+        "top_logprobs": SUPPORTED,
+    }
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -149,16 +162,10 @@ class VllmEngine(Engine):
 
     def _engine_prompt(self, prompt: Prompt, media: Media) -> dict[str, Any]:
         """The prompt as vLLM takes it, checked."""
-        if prompt.length >= self._context_length:
-            raise ContextTooLong(
-                f"a prompt of {prompt.length} tokens leaves no room for an answer in the "
-                f"context of {self._context_length}"
-            )
+        inputs = self.admit(prompt, media)
         items = [item for item, _ in media]
-        check_media(prompt, items)
         if not items:
             return {"prompt_token_ids": prompt.token_ids}
-        inputs = self.family.embedding_inputs(items, [embeddings for _, embeddings in media])
         told = self.family.prompt_inputs(prompt.items, items)
         return {
             "prompt_token_ids": prompt.token_ids,
