@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benches import Row
+from benches._tell import WIDTH
 
 
 def main() -> int:
@@ -39,7 +40,7 @@ def _table(title: str, rows: list[Row]) -> None:
         verdict = "[green]reached" if row.reached else "[red]missed"
         goal = f"{sign} {row.goal:g}"
         table.add_row(row.name, f"{row.value:.3f}", goal, f"{row.spread:.3f}", verdict)
-    Console().print(table)
+    Console(width=WIDTH).print(table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""The plots of `benches.serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+COLOURS = {"triptych gRPC": "#0b6e4f", "triptych gateway": "#6fc49f", "vLLM": "#d1603d"}
+
+
+def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> None:
+    """Bars of requests a second for each load, and curves of the first token under rising rates."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 1 + len(curves), figsize=(6 + 4 * len(curves), 4.5))
+    _bars(axes[0], results)
+    for axis, (kind, lines) in zip(axes[1:], curves.items(), strict=True):
+        for name, points in lines.items():
+            rates = [rate for rate, _ in points]
+            colour = COLOURS.get(name)
+            axis.plot(rates, [m.ttft * 1e3 for _, m in points], "o-", color=colour, label=name)
+            axis.plot(rates, [m.ttft_p99 * 1e3 for _, m in points], "o:", color=colour)
+        axis.set(title=f"{kind}, open loop", xlabel="requests sent a second", yscale="log")
+        axis.set_ylabel("first token, ms: median, 99th percentile dotted")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def _bars(axis: Any, results: Mapping[Any, Any]) -> None:
+    names = list(COLOURS)
+    height = 0.8 / len(names)
+    for place, (_, peers) in enumerate(results.items()):
+        reference = median(one.requests_per_s for one in peers[names[-1]])
+        for number, name in enumerate(names):
+            value = median(one.requests_per_s for one in peers[name]) / reference
+            axis.barh(place + number * height, value, height, color=COLOURS[name])
+    axis.set_yticks(
+        [place + 0.4 - height / 2 for place in range(len(results))],
+        [f"{kind}, {streams}" for kind, streams in results],
+    )
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(title="load, streams", xlabel="requests a second ÷ vLLM's server")
+    axis.legend(
+        [axis.barh([0], [0], color=colour) for colour in COLOURS.values()],
+        names,
+        frameon=False,
+        loc="lower right",
+    )

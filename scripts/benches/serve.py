@@ -1,0 +1,221 @@
+"""Triptych by gRPC and by its gateway against vLLM's own OpenAI server.
+
+The same vLLM, with the same settings, and the same checkpoint: the tiny Qwen2.5-VL with the hub's
+picture sizes, greedy, in float32, whose answers have as many tokens as were asked for. All servers
+run at the same time and all but one are idle; a round is every load on every server, one after the
+other, in an order that changes. Requests are made before they are sent and no two are the same,
+except where the picture shall be.
+
+Texts come with 64 tokens of answer, media with 16. Pictures and clips are ``data:`` URIs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from benches import Row, _plot
+from benches._checkpoint import endless
+from benches._drive import Measured, closed, opened
+from benches._loads import Loads
+from benches._peers import OpenAIPeer, Peer, TritonPeer, start_triptych, start_vllm, warm
+from benches._tell import tell
+
+CONTEXT = 4096
+MAX_NUM_SEQS = 32
+OURS = ("triptych gRPC", "triptych gateway")
+THEIRS = "vLLM"
+
+Key = tuple[str, int]
+"""A load, and how many streams."""
+
+CLOSED: dict[Key, int] = {
+    ("text", 1): 12,
+    ("text", 8): 48,
+    ("text", 32): 96,
+    ("unique image", 1): 8,
+    ("unique image", 8): 24,
+    ("unique image", 32): 48,
+    ("same image", 1): 12,
+    ("same image", 8): 48,
+    ("same image", 32): 96,
+    ("four images", 8): 16,
+    ("clip", 8): 16,
+}
+"""Requests of one round."""
+RATES = (0.25, 0.5, 0.75, 1.0, 1.25)
+"""Of what vLLM's server answered in a second to 8 streams, for the open loops."""
+OPENED = {"text": 80, "unique image": 32}
+"""Requests at each rate."""
+
+Results = dict[Key, dict[str, list[Measured]]]
+Curves = dict[str, dict[str, list[tuple[float, Measured]]]]
+
+
+def run(quick: bool) -> list[Row]:
+    """Measure; a row a goal."""
+    with tempfile.TemporaryDirectory() as folder, _servers(Path(folder)) as (model, started):
+        results, curves = asyncio.run(_measure(model, started, quick))
+        starts = {name: server["processes"].ready_s for name, server in started.items()}
+    _report(results, curves)
+    tell("start to ready: " + ", ".join(f"{name} {spent:.1f} s" for name, spent in starts.items()))
+    if folder_name := os.environ.get("BENCH_OUT"):
+        _write(Path(folder_name), results, curves)
+    return list(_rows(results))
+
+
+@contextmanager
+def _servers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The checkpoint, and all servers that are compared, one started after the other is ready."""
+    model = endless(folder / "checkpoint", CONTEXT)
+    engine = folder / "engine.json"
+    engine.write_text(json.dumps({"dtype": "float32", "max_num_batched_tokens": CONTEXT}))
+    started: dict[str, Any] = {}
+    try:
+        ours = start_triptych(
+            model, folder, [f"--engine-args={engine}", f"--max-num-seqs={MAX_NUM_SEQS}"]
+        )
+        started["triptych"] = ours
+        ours["processes"].wait(ours["ready"])
+        theirs = start_vllm(
+            model,
+            folder,
+            [
+                *("--dtype=float32", "--enforce-eager", f"--max-num-seqs={MAX_NUM_SEQS}"),
+                *(f"--max-model-len={CONTEXT}", f"--max-num-batched-tokens={CONTEXT}"),
+                *("--limit-mm-per-prompt", '{"image": 4, "video": 1}'),
+            ],
+        )
+        started[THEIRS] = theirs
+        theirs["processes"].wait(theirs["ready"])
+        yield model, started
+    finally:
+        for server in started.values():
+            server["processes"].stop()
+
+
+async def _measure(model: Path, started: dict[str, Any], quick: bool) -> tuple[Results, Curves]:
+    loads = Loads(str(model))
+    ours, theirs = started["triptych"], started[THEIRS]
+    peers = [
+        TritonPeer(OURS[0], ours["processes"], ours["grpc"], "chat_vllm"),
+        OpenAIPeer(OURS[1], ours["processes"], ours["url"]),
+        OpenAIPeer(THEIRS, theirs["processes"], theirs["url"]),
+    ]
+    try:
+        for peer in peers:
+            await warm(peer, [body for kind in loads.kinds for body in loads.take(kind, 2)])
+        results = await _closed_loops(peers, loads, quick)
+        return results, await _open_loops(peers, loads, results, quick)
+    finally:
+        for peer in peers:
+            await peer.close()
+
+
+async def _closed_loops(peers: list[Peer], loads: Loads, quick: bool) -> Results:
+    results: Results = defaultdict(lambda: defaultdict(list))
+    for kind in loads.kinds:
+        await _compare(peers, loads, kind)
+    for number in range(3 if quick else 7):
+        for key, count in CLOSED.items():
+            kind, streams = key
+            count = max(count // 3, min(2 * streams, 32)) if quick else count
+            bodies = loads.take(kind, count)
+            for turn in range(len(peers)):
+                peer = peers[(turn + number) % len(peers)]
+                # Nobody may find in a cache what was asked of another way to the same server.
+                own = bodies if peer.name == THEIRS else loads.take(kind, count)
+                results[key][peer.name].append(await closed(peer, own, streams))
+    return results
+
+
+async def _compare(peers: list[Peer], loads: Loads, kind: str) -> None:
+    """Say whether the servers give the same answers to the same requests."""
+    bodies = loads.take(kind, 4)
+    texts = {}
+    for peer in peers:
+        measured = await closed(peer, bodies, 1)
+        texts[peer.name] = [sample.text for sample in measured.samples]
+    for name in OURS:
+        same = sum(one == other for one, other in zip(texts[name], texts[THEIRS], strict=True))
+        tell(f"{kind}: {same} of {len(bodies)} answers of {name} equal {THEIRS}'s")
+
+
+async def _open_loops(peers: list[Peer], loads: Loads, results: Results, quick: bool) -> Curves:
+    curves: Curves = defaultdict(lambda: defaultdict(list))
+    for kind, count in OPENED.items():
+        whole = _middle([one.requests_per_s for one in results[kind, 8][THEIRS]])
+        for share in RATES[1::2] if quick else RATES:
+            for peer in peers:
+                measured = await opened(peer, loads.take(kind, count), share * whole)
+                curves[kind][peer.name].append((share * whole, measured))
+    return curves
+
+
+def _rows(results: Results) -> Iterator[Row]:
+    def row(
+        key: Key, figure: str, goal: float, better: Literal["lower", "higher"] = "lower"
+    ) -> Iterator[Row]:
+        for name in OURS:
+            pairs = zip(results[key][name], results[key][THEIRS], strict=True)
+            ratios = [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
+            label = f"{key[0]}, {key[1]} streams: {figure}, {name} ÷ {THEIRS}"
+            yield Row.of(label, ratios, goal, better)
+
+    for streams in (1, 8, 32):
+        yield from row(("text", streams), "ttft", 1.0)
+        yield from row(("text", streams), "tokens_per_s", 1.0, "higher")
+    yield from row(("unique image", 8), "requests_per_s", 1.5, "higher")
+    yield from row(("same image", 8), "requests_per_s", 3.0, "higher")
+
+
+def _report(results: Results, curves: Curves) -> None:
+    head = ("TTFT ms", "p99", "ITL ms", "tokens/s", "requests/s", "CPU s/request", "MiB", "errors")
+    rows = []
+    for (kind, streams), peers in results.items():
+        for name, rounds in peers.items():
+            rows.append((f"{kind}, {streams}", name, *_figures(rounds)))
+    tell(("load, streams", "server", *head), rows)
+    rows = []
+    for kind, lines in curves.items():
+        for name, points in lines.items():
+            for rate, measured in points:
+                rows.append((f"{kind}, {rate:.1f}/s", name, *_figures([measured])))
+    tell(("open loop", "server", *head), rows)
+
+
+def _figures(rounds: list[Measured]) -> list[str]:
+    return [
+        f"{_middle([one.ttft for one in rounds]) * 1e3:.1f}",
+        f"{_middle([one.ttft_p99 for one in rounds]) * 1e3:.1f}",
+        f"{_middle([one.itl for one in rounds]) * 1e3:.2f}",
+        f"{_middle([one.tokens_per_s for one in rounds]):.0f}",
+        f"{_middle([one.requests_per_s for one in rounds]):.2f}",
+        f"{_middle([one.cpu_per_request for one in rounds]):.3f}",
+        f"{max(one.memory for one in rounds) >> 20}",
+        f"{sum(one.errors for one in rounds)}",
+    ]
+
+
+def _middle(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _write(folder: Path, results: Results, curves: Curves) -> None:
+    """Every sample as JSON, and the plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {
+        "closed": {f"{kind}, {streams}": peers for (kind, streams), peers in results.items()},
+        "open": curves,
+    }
+    (folder / "serve.json").write_bytes(msgspec.json.encode(whole))
+    _plot.serve(results, curves, folder / "serve.svg")
