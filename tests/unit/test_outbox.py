@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from replies import Recorded, until
 from triptych.engines.base import Delta, TokenLogprob, Usage
 from triptych.errors import Cancelled, InternalError
+from triptych.stages import outbox as outbox_module
 from triptych.stages.outbox import Outbox, Parcel, Sender
 
 USAGE = Usage(3, 5)
@@ -68,6 +69,30 @@ def test_outboxes_take_turns(sender: Sender) -> None:
         ("second", "b"),
         ("busy", "y"),
     ]
+
+
+def test_after_a_round_the_sender_rests_but_not_for_what_is_urgent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_REST_S", 3600.0)
+    monkeypatch.setattr(outbox_module, "SHARE", 1e-9)
+    sender = Sender()
+    sender.start()
+    reply, other = Recorded(), Recorded()
+    outbox = Outbox(reply, stream=True)
+    for text in "ab":  # the first is urgent, the second makes a round
+        sender.put(outbox, Delta(text, 1))
+        until(lambda text=text: reply.parcels[-1:] == [Parcel(text)])
+    for text in "cd":
+        sender.put(outbox, Delta(text, 1))
+    sender.put(Outbox(other, stream=True), Delta("first", 1))
+    until(lambda: other.parcels == [Parcel("first")])
+    assert len(reply.parcels) == 2
+
+    sender.put(outbox, END)
+    until(lambda: reply.done)
+    assert reply.parcels[2:] == [Parcel("cd!", (), "stop", USAGE)]
+    sender.stop(5)
 
 
 def test_without_stream_everything_comes_in_one_parcel(sender: Sender) -> None:

@@ -1,8 +1,10 @@
 """The one thread that answers: deltas wait in outboxes, and what piled up goes out together.
 
-A send costs 100–300 µs, which with many streams is more than a token does. So a generation's
-first text goes out at once, and whatever comes while the thread is busy waits and is merged: the
-more there is to do, the fewer and longer the responses. Outboxes take turns.
+A send costs 100–300 µs, which with many streams is more than a token does, and it is taken from
+the engine's own thread in this process. So a generation's first text and its end go out at once;
+the rest goes out in rounds, and after a round the thread rests in proportion to what it took. One
+stream loses nothing by that: its next token takes longer than the rest. With many streams the
+rounds grow apart, and what piles up for a request between two of them leaves as one response.
 
 Triton wants all that is done with a response sender done by one thread, and nothing after the
 final response; this thread and `Outbox` see to both. Nothing here knows Triton: what is sent to is
@@ -25,6 +27,10 @@ from triptych.errors import InternalError
 
 logger = logging.getLogger("triptych.stages.decode")
 
+SHARE = 0.25
+"""Of the thread's time, the most that rounds may take."""
+MAX_REST_S = 0.02
+"""Seconds between two rounds at most: less than an eye sees."""
 POLL_S = 0.03
 """Seconds between two looks at whether callers have gone away; sending always comes first."""
 POLL_SHARE = 0.05
@@ -80,17 +86,23 @@ class Outbox:
         self._deltas: list[Delta] = []
         self._error: BaseException | None = None
         self._complete = False
+        self._begun = False
         self.queued = False
-        """Whether it waits in the sender's line; the sender's lock guards this class."""
+        """Whether it waits in one of the sender's lines; the sender's lock guards this class."""
         self.closed = False
         """Whether the last parcel was taken out."""
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to send now."""
+        """Whether there is something to send."""
         if self._complete:
             return not self.closed
         return self._stream and any(delta.text for delta in self._deltas)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether that is the first text or the end, which no round is waited for with."""
+        return self._complete or not self._begun
 
     def put(self, delta: Delta) -> None:
         """Add a delta; after the last one nothing is added."""
@@ -107,6 +119,7 @@ class Outbox:
     def take(self) -> Parcel:
         """Everything that has piled up, as one parcel."""
         deltas, self._deltas = self._deltas, []
+        self._begun = True
         self.closed = self._complete
         if self._error is not None:
             return Parcel(error=self._error)
@@ -125,8 +138,11 @@ class Sender:
     def __init__(self, *, poll_s: float = POLL_S) -> None:
         self._poll_s = poll_s
         self._next_poll = 0.0
+        self._next_round = 0.0
         self._changed = threading.Condition()
-        self._line: deque[Outbox] = deque()
+        self._urgent: deque[Outbox] = deque()
+        self._line: list[Outbox] = []
+        """Those that the next round is for."""
         self._open: set[Outbox] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="triptych-sender", daemon=True)
@@ -166,28 +182,68 @@ class Sender:
             self._thread.join(timeout_s)
 
     def _stand_in_line(self, outbox: Outbox) -> None:
-        if outbox.ready and not outbox.queued:
+        if not outbox.ready:
+            return
+        if outbox.urgent:
+            # It may come to stand in line twice: whoever comes second finds nothing to send.
+            self._urgent.append(outbox)
+            self._changed.notify()
+        elif not outbox.queued:
             outbox.queued = True
             self._line.append(outbox)
-            self._changed.notify()
+            if len(self._line) == 1:
+                self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._line and not self._stopping and not self._poll_due():
-                    self._changed.wait(self._until_poll())
-                if not self._line and self._stopping:
-                    return
-                outbox = self._line.popleft() if self._line else None
-                parcel = outbox.take() if outbox else None
-                if outbox:
-                    outbox.queued = False
-                    if outbox.closed:
-                        self._open.discard(outbox)
-            if outbox and parcel:
-                self._deliver(outbox, parcel)
+                while not self._something_due():
+                    if self._stopping and not self._line:
+                        return
+                    self._changed.wait(self._until_due())
+            self._send_urgent()
+            if self._round_due():
+                self._make_round()
             if self._poll_due():
                 self._poll()
+
+    def _send_urgent(self) -> None:
+        while self._urgent:
+            self._send(self._urgent.popleft())
+
+    def _make_round(self) -> None:
+        begun = time.monotonic()
+        with self._changed:
+            line, self._line = self._line, []
+            for outbox in line:
+                outbox.queued = False
+        for outbox in line:
+            self._send(outbox)
+            self._send_urgent()
+        now = time.monotonic()
+        self._next_round = now + min((now - begun) * (1 / SHARE - 1), MAX_REST_S)
+
+    def _send(self, outbox: Outbox) -> None:
+        with self._changed:
+            if not outbox.ready:
+                return
+            parcel = outbox.take()
+            if outbox.closed:
+                self._open.discard(outbox)
+        self._deliver(outbox, parcel)
+
+    def _something_due(self) -> bool:
+        return bool(self._urgent) or self._round_due() or self._poll_due()
+
+    def _round_due(self) -> bool:
+        return bool(self._line) and (self._stopping or time.monotonic() >= self._next_round)
+
+    def _until_due(self) -> float | None:
+        """Seconds until something is due that nobody will tell of; None: nothing is."""
+        times = [self._next_poll] if self._open else []
+        if self._line:
+            times.append(self._next_round)
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _deliver(self, outbox: Outbox, parcel: Parcel) -> None:
         try:
@@ -206,9 +262,6 @@ class Sender:
 
     def _poll_due(self) -> bool:
         return bool(self._open) and time.monotonic() >= self._next_poll
-
-    def _until_poll(self) -> float | None:
-        return max(0.0, self._next_poll - time.monotonic()) if self._open else None
 
     def _poll(self) -> None:
         begun = time.monotonic()
