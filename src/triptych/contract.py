@@ -11,7 +11,9 @@
             out PROMPT      BYTES [1]        `Prompt`
             out MEDIA       UINT8 [1,-1]     every item's bytes, end to end
             out ITEMS       BYTES [1,1]      `Items`
-    encoder out EMBEDDINGS  UINT8 [1,-1]     every item's embeddings, end to end, as raw bytes
+    encoder, remote_encoder
+            in  MEDIA, ITEMS
+            out EMBEDDINGS  UINT8 [1,-1]     every item's embeddings, end to end, as raw bytes
             out TICKET      BYTES [1,1]      `Ticket`
     decode_* in PROMPT, TICKET, EMBEDDINGS (optional)
 
@@ -63,6 +65,7 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chat": ((REQUEST, REQUEST_TENSORS), (TEXT, CHUNK)),
     "preprocess": ((REQUEST, REQUEST_TENSORS), (PROMPT, MEDIA, ITEMS)),
     "encoder": ((MEDIA, ITEMS), (EMBEDDINGS, TICKET)),
+    "remote": ((MEDIA, ITEMS), (EMBEDDINGS, TICKET)),
     "decode": ((PROMPT, TICKET, EMBEDDINGS), (TEXT, CHUNK)),
 }
 """Inputs and outputs of each model, by its name up to the first underscore."""
@@ -106,7 +109,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     precomputed: bool = False
     """The bytes are embeddings already; the encoder hands them on unchanged."""
     lease: str = ""
-    """The encoder's word to preprocess that it holds the embeddings: the item has no bytes in
+    """The encoder's word that it holds what the embeddings come from: the item has no bytes in
     MEDIA, and ``shape`` is that of the bytes it would have. Good for one use."""
     keep: bool = True
     """False: whoever it came from forbids that anything made of it is stored."""
@@ -209,12 +212,23 @@ class TicketItem(msgspec.Struct, frozen=True, omit_defaults=True):
         return _nbytes(self.shape, self.dtype)
 
 
+class Again(msgspec.Struct, frozen=True):
+    """How a reader that cannot read a ticket's embeddings has them encoded once more."""
+
+    model: str
+    """Name of the model of its own server that it asks."""
+    items: list[Item]
+    """The ITEMS to ask with; all have a lease, so MEDIA is empty."""
+
+
 class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
     """TICKET: the receipt of one request's encoded media, in prompt order."""
 
     items: list[TicketItem]
     agents: dict[str, NixlAgent] = {}
     """The owners of the items' memory, by name."""
+    again: Again | None = None
+    """None: what was encoded is in EMBEDDINGS, or the encoder cannot do it again."""
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):

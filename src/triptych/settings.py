@@ -149,6 +149,21 @@ class EncoderSettings(HandoverSettings, frozen=True, kw_only=True):
     """How long embeddings wait for their reader, in seconds."""
 
 
+class RemoteEncoderSettings(Settings, frozen=True, kw_only=True):
+    """The stage ``remote_encoder``; see `triptych.remote`."""
+
+    encoder_addresses: tuple[str, ...] = ()
+    """Triton's gRPC on the servers that run ``encoder``, ``host:port`` or ``grpcs://host:port``."""
+    encoder_timeout_s: PositiveSeconds = 60.0
+    """Encoding of one request there, other servers tried included, in seconds."""
+    encoder_health_interval_s: PositiveSeconds = 1.0
+    """Between two looks at whether a server is ready, in seconds."""
+    encoder_health_timeout_s: PositiveSeconds = 3.0
+    """A server that says nothing for so long is taken for lost, in seconds."""
+    encode_again_mb: Annotated[int, msgspec.Meta(ge=0)] = 1024
+    """Pixels kept for a minute, lest decode cannot read what was made of them, in MiB; 0: none."""
+
+
 class DecodeSettings(HandoverSettings, frozen=True, kw_only=True):
     """The stages ``decode_*``."""
 
@@ -168,7 +183,12 @@ class DecodeSettings(HandoverSettings, frozen=True, kw_only=True):
     """Pause of the engine ``echo`` before each token, in seconds."""
 
 
-STAGES: tuple[type[Settings], ...] = (PreprocessSettings, EncoderSettings, DecodeSettings)
+STAGES: tuple[type[Settings], ...] = (
+    PreprocessSettings,
+    EncoderSettings,
+    RemoteEncoderSettings,
+    DecodeSettings,
+)
 
 NAMES: frozenset[str] = frozenset(name for stage in STAGES for name in stage.__struct_fields__)
 """Every setting that some stage has."""

@@ -63,9 +63,9 @@ def test_stages_are_python_models_with_instances(name):
     assert config.instance_group[0].count >= 1
 
 
-def test_preprocess_and_decode_are_decoupled_and_the_encoder_is_not():
+def test_preprocess_and_decode_are_decoupled_and_the_encoders_are_not():
     for name, config in STAGES.items():
-        assert config.model_transaction_policy.decoupled == (name != "encoder"), name
+        assert config.model_transaction_policy.decoupled == (not name.endswith("encoder")), name
 
 
 def test_preprocess_is_several_processes_on_the_cpu():
@@ -88,7 +88,14 @@ def test_one_engine_a_model(name):
     assert (group.kind, group.count) == (ModelInstanceGroup.KIND_MODEL, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name != "preprocess"])
+def test_either_encoder_takes_the_others_place():
+    encoder, remote = STAGES["encoder"], STAGES["remote_encoder"]
+    assert list(remote.input) == list(encoder.input)
+    assert list(remote.output) == list(encoder.output)
+    assert remote.max_batch_size == encoder.max_batch_size
+
+
+@pytest.mark.parametrize("name", ["encoder", *(n for n in STAGES if n.startswith("decode_"))])
 def test_tensors_on_the_gpu_stay_there(name):
     parameters = STAGES[name].parameters
     assert parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"

@@ -39,6 +39,7 @@ LIMITS = {
 STAGE_OF: tuple[tuple[str, type[settings.Settings]], ...] = (
     ("preprocess", settings.PreprocessSettings),
     ("encoder", settings.EncoderSettings),
+    ("remote_encoder", settings.RemoteEncoderSettings),
     ("decode_", settings.DecodeSettings),
 )
 """How the models of a stage are named."""

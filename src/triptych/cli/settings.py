@@ -14,6 +14,7 @@ from triptych import settings
 STAGES: dict[str, type[settings.Settings]] = {
     "preprocess": settings.PreprocessSettings,
     "encoder": settings.EncoderSettings,
+    "remote_encoder": settings.RemoteEncoderSettings,
     "decode_*": settings.DecodeSettings,
 }
 

@@ -3,11 +3,13 @@
     claims    what preprocess calls a medium  →  content key
     entries   content key                     →  embeddings, on the device or in host memory
     leases    token                           →  entry, pinned until it is fetched or time is up
+    promises  token                           →  content key; pins nothing, may be broken
 
 Entries come from pixels alone: the encoder hashes what it encodes, so nobody can put embeddings
 under somebody else's content. Claims and leases are for those who send no pixels. They are made
 only over `triptych.encode.lookup`'s socket, which callers of Triton cannot reach, and a lease is a
-random token that is good for one use.
+random token that is good for one use. So is a promise, which goes into the ticket of whoever has
+brought the pixels, or a lease, lest the embeddings be lost on their way.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ MAX_CLAIMS = 65_536
 """Remembered names of media; each is some 500 bytes."""
 MAX_LEASES = 65_536
 """Leases at a time. Beyond it preprocess sends pixels."""
+MAX_PROMISES = 65_536
+"""Promises at a time; the oldest go first."""
 
 
 @dataclass(eq=False, slots=True)
@@ -143,6 +147,7 @@ class EmbeddingCache:
         self._entries: dict[str, Entry] = {}
         self._claims: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
+        self._promises: OrderedDict[str, str] = OrderedDict()
 
     @property
     def enabled(self) -> bool:
@@ -247,15 +252,28 @@ class EmbeddingCache:
             self._expire()
             return self._grant(entry)
 
+    def promise(self, key: str) -> str:
+        """A token for a content that may be asked for again and need not be here then."""
+        with self._lock:
+            token = self._token()
+            self._promises[token] = key
+            if len(self._promises) > MAX_PROMISES:
+                self._promises.popitem(last=False)
+            return token
+
     def redeem(self, token: str) -> Entry | None:
-        """The entry of a lease, which ends; pinned until `release`. None: no such lease."""
+        """The entry of a lease or promise, which ends; pinned until `release`. None: no such."""
         with self._lock:
             self._expire()
-            lease = self._leases.pop(token, None)
-            if lease is None:
+            if lease := self._leases.pop(token, None):
+                entry = lease.entry
+            elif promised := self._entries.get(self._promises.pop(token, "")):
+                entry = promised
+                self._pin(entry)
+            else:
                 return None
-            self._promote(lease.entry)
-            return lease.entry
+            self._promote(entry)
+            return entry
 
     def _count_hits(self, number: int, entry: Entry | None) -> None:
         if entry:
@@ -266,9 +284,12 @@ class EmbeddingCache:
         if len(self._leases) >= MAX_LEASES:
             return None
         self._pin(entry)
-        token = f"{self.name}/{secrets.token_hex(16)}"
+        token = self._token()
         self._leases[token] = _Lease(entry, self._clock() + self._lease_s)
         return token
+
+    def _token(self) -> str:
+        return f"{self.name}/{secrets.token_hex(16)}"
 
     def _expire(self) -> None:
         """All leases last equally long, so the oldest are first."""

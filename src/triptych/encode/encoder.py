@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from triptych.contract import DType, Item, Ticket, TicketItem, aligned
@@ -36,6 +37,8 @@ class Encoded:
     embeddings: torch.Tensor
     """uint8, shape (bytes,), contiguous, on the encoder's device: every item's embeddings."""
     ticket: Ticket
+    keys: tuple[str, ...] = ()
+    """What the cache knows each item by; empty where it does not have it."""
 
     def __repr__(self) -> str:
         return f"Encoded({self.embeddings.numel()} bytes, {len(self.ticket.items)} items)"
@@ -150,6 +153,23 @@ class Encoder:
                 self._run(batch)
             return [self.cache.use(job.key) if job.entry else None for job in planned]
 
+    def promise(self, items: Sequence[Item], keys: Sequence[str]) -> list[Item] | None:
+        """ITEMS that ask once more for what was encoded, as long as the cache has it.
+
+        Args:
+            items: Of the request.
+            keys: `Encoded.keys` of the answer.
+
+        Returns:
+            The items with leases in place of pixels; None: one was not kept.
+        """
+        if not all(keys):
+            return None
+        return [
+            msgspec.structs.replace(item, offset=0, lease=self.cache.promise(key))
+            for item, key in zip(items, keys, strict=True)
+        ]
+
     def room_for(self, item: Item) -> bool:
         """Whether the embeddings of ``item`` would be kept."""
         size = self.family.embedding_width * self.dtype.itemsize
@@ -224,7 +244,8 @@ class Encoder:
         except TriptychError as error:
             return error
         _join(parts, entries, whole)
-        return Encoded(whole, Ticket(entries))
+        keys = tuple(job.entry.key if job.entry else "" for job in jobs)
+        return Encoded(whole, Ticket(entries), keys)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

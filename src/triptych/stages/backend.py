@@ -11,7 +11,7 @@ import locale
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from triptych.errors import (
     InvalidValue,
     TriptychError,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("triptych.stages")
 
@@ -84,7 +87,7 @@ def read_bytes(request: Any, name: str) -> bytes:
     return element
 
 
-def read_octets(request: Any, name: str, limit: int) -> npt.NDArray[np.uint8] | None:
+def read_octets(request: Any, name: str, limit: int | None = None) -> npt.NDArray[np.uint8] | None:
     """A copy of the UINT8 input ``name``, of one dimension; None: the request is without it.
 
     Raises:
@@ -97,9 +100,37 @@ def read_octets(request: Any, name: str, limit: int) -> npt.NDArray[np.uint8] | 
     octets = tensor.as_numpy()
     if octets.dtype != np.uint8:
         raise InvalidValue(f"must be UINT8, got {octets.dtype}", where=name)
-    if octets.nbytes > limit:
+    if limit is not None and octets.nbytes > limit:
         raise InvalidRequest(f"{name} has {octets.nbytes} bytes, the limit is {limit}")
     return np.array(octets).reshape(-1)
+
+
+def read_row(request: Any, name: str) -> torch.Tensor | None:
+    """The UINT8 input ``name`` of shape (1, bytes) as (bytes,), on the device that it came on.
+
+    Not copied from a GPU, and not once more from the host. None: the request is without it.
+
+    Raises:
+        InvalidValue: It is of another type or shape.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    import torch
+
+    # as_numpy() is a copy that numpy owns, made when the request came in; a view of Triton's
+    # memory would not outlive this execute. DLPack's capsule keeps its tensor.
+    data = (
+        torch.from_numpy(tensor.as_numpy())
+        if tensor.is_cpu()
+        else torch.from_dlpack(tensor.to_dlpack())
+    )
+    if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[0] != 1:
+        raise InvalidValue(
+            f"must be UINT8 of shape (1, bytes), got {data.dtype} of shape {tuple(data.shape)}",
+            where=name,
+        )
+    return data[0]
 
 
 def text_tensor(name: str, text: bytes | str, shape: Sequence[int] = (1,)) -> Any:

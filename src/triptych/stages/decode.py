@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from triptych import contract, families
 from triptych.chat.chunks import ChunkWriter, TokenLogprob, TopLogprob
@@ -24,14 +24,11 @@ from triptych.contract import Prompt
 from triptych.engines import base
 from triptych.errors import TriptychError
 from triptych.settings import DecodeSettings
-from triptych.stages import backend
+from triptych.stages import again, backend
 from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_ticket
 from triptych.stages.generations import Generations
 from triptych.stages.outbox import Outbox, Parcel, Sender
 from triptych.stages.roads import Fetchers
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger("triptych.stages.decode")
 
@@ -93,14 +90,15 @@ class DecodeModel:
         prompt = read_prompt(request)
         ticket = read_ticket(request)
         embeddings = read_embeddings(request) if ticket.items else None
-        fetched = self._fetchers.choose(ticket).fetch(ticket, embeddings)
+        fetched = again.fetch(self._fetchers, ticket, embeddings)
         reply.prompt = prompt
         outbox = Outbox(reply, stream=prompt.stream)
         request_id = request.request_id()
 
-        def begin(fetched: Future[list[torch.Tensor]]) -> None:
+        def begin(fetched: Future[again.Fetched]) -> None:
             try:
-                media = list(zip(ticket.items, fetched.result(), strict=True))
+                read, tensors = fetched.result()
+                media = list(zip(read.items, tensors, strict=True))
                 self._generations.begin(request_id, prompt, media, outbox)
             except Exception as error:
                 self._sender.fail(outbox, error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import triton_python_backend_utils as pb_utils
 
 from triptych import contract
 from triptych.contract import Prompt, Ticket
@@ -41,24 +40,7 @@ def read_embeddings(request: Any) -> torch.Tensor | None:
     Raises:
         InvalidValue: They are of another type or shape.
     """
-    tensor = pb_utils.get_input_tensor_by_name(request, contract.EMBEDDINGS)
-    if tensor is None:
-        return None
-    import torch
-
-    # as_numpy() is a copy that numpy owns, made when the request came in; a view of Triton's
-    # memory would not outlive this execute. DLPack's capsule keeps its tensor.
-    data = (
-        torch.from_numpy(tensor.as_numpy())
-        if tensor.is_cpu()
-        else torch.from_dlpack(tensor.to_dlpack())
-    )
-    if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[0] != 1:
-        raise InvalidValue(
-            f"must be UINT8 of shape (1, bytes), got {data.dtype} of shape {tuple(data.shape)}",
-            where=contract.EMBEDDINGS,
-        )
-    return data[0]
+    return backend.read_row(request, contract.EMBEDDINGS)
 
 
 def _decode(data: bytes, kind: type[contract.Payload], name: str) -> contract.Payload:

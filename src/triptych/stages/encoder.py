@@ -20,10 +20,11 @@ from triptych.encode import Encoded, Encoder, lookup
 from triptych.encode.ahead import EncodeAhead
 from triptych.encode.lookup_server import LookupServer
 from triptych.encode.peers import Peers
-from triptych.errors import ConfigurationError, InvalidValue, TriptychError
+from triptych.errors import ConfigurationError, TriptychError
 from triptych.handover import Publisher
 from triptych.settings import EncoderSettings
 from triptych.stages import backend
+from triptych.stages.encoder_inputs import read_items, read_media
 from triptych.stages.encoder_metrics import Metrics
 from triptych.stages.roads import Publishers
 
@@ -43,6 +44,7 @@ class EncoderModel:
         settings = backend.model_settings(EncoderSettings, args)
         if settings.encoder_threads:
             torch.set_num_threads(settings.encoder_threads)
+        self._name = args["model_name"]
         self._metrics = Metrics(args["model_name"], args["model_instance_name"])
         self._encoder = Encoder(
             families.load(settings.model),
@@ -75,16 +77,49 @@ class EncoderModel:
             for place in places:
                 answers[place] = backend.error_response(error, requests[place].request_id())
             return answers
-        for place, answer, publisher in zip(places, encoded, publishers, strict=True):
-            answers[place] = respond(requests[place], answer, publisher)
+        for place, (items, _), answer, publisher in zip(
+            places, work, encoded, publishers, strict=True
+        ):
+            answers[place] = self._respond(requests[place], items, answer, publisher)
         self._metrics.show(self._encoder.cache)
         return answers
 
+    def _respond(
+        self,
+        request: Any,
+        items: Sequence[contract.Item],
+        answer: Encoded | TriptychError,
+        publisher: Publisher,
+    ) -> Any:
+        """The response with the outputs that were asked for."""
+        try:
+            if isinstance(answer, TriptychError):
+                raise answer
+            ticket = publisher.publish(answer.embeddings, answer.ticket)
+        except Exception as error:
+            return backend.error_response(error, request.request_id())
+        wanted = request.requested_output_names()
+        tensors = []
+        if contract.EMBEDDINGS in wanted:
+            embeddings = answer.embeddings[None]
+            tensors.append(
+                pb_utils.Tensor(contract.EMBEDDINGS, embeddings.numpy())
+                if embeddings.device.type == "cpu"
+                else pb_utils.Tensor.from_dlpack(contract.EMBEDDINGS, embeddings)
+            )
+        elif promised := self._encoder.promise(items, answer.keys):
+            again = contract.Again(self._name, promised)
+            ticket = msgspec.structs.replace(ticket, again=again)
+        if contract.TICKET in wanted:
+            data = contract.encode(ticket)
+            tensors.append(backend.text_tensor(contract.TICKET, data, shape=(1, 1)))
+        return backend.response(*tensors)
+
     def finalize(self) -> None:
         """End the look-up, remove its socket, and end all leases; a second call does nothing."""
-        lookups: LookupServer | None = getattr(self, "_lookup", None)
-        if lookups:
-            lookups.stop()
+        side_road: SideRoad | None = getattr(self, "_side_road", None)
+        if side_road:
+            side_road.stop()
         if hasattr(self, "_publishers"):
             self._publishers.close()
 
@@ -144,61 +179,3 @@ def open_side_road(encoder: Encoder, settings: EncoderSettings) -> SideRoad | No
     except (OSError, ValueError) as error:
         logger.warning("preprocess cannot be told which media are held: %s", error)
         return None
-
-
-def read_items(request: Any) -> list[contract.Item]:
-    """The request's ITEMS.
-
-    Raises:
-        InvalidValue: It is missing or not what preprocess writes.
-    """
-    data = backend.read_bytes(request, contract.ITEMS)
-    try:
-        return contract.decode(data, contract.Items).items
-    except msgspec.MsgspecError as error:
-        raise InvalidValue(str(error), where=contract.ITEMS) from None
-
-
-def read_media(request: Any) -> torch.Tensor:
-    """The request's MEDIA without a copy: uint8, shape (bytes,), valid until the answer is made.
-
-    Raises:
-        InvalidValue: It is missing or has more than one row.
-    """
-    tensor = pb_utils.get_input_tensor_by_name(request, contract.MEDIA)
-    if tensor is None:
-        raise InvalidValue("this input is missing", where=contract.MEDIA)
-    media = (
-        torch.from_numpy(tensor.as_numpy())
-        if tensor.is_cpu()
-        else torch.from_dlpack(tensor.to_dlpack())
-    )
-    if media.ndim != 2 or media.shape[0] != 1 or media.dtype != torch.uint8:
-        raise InvalidValue(
-            f"must be UINT8 of shape (1, bytes), got {media.dtype} of shape {tuple(media.shape)}",
-            where=contract.MEDIA,
-        )
-    return media[0]
-
-
-def respond(request: Any, answer: Encoded | TriptychError, publisher: Publisher) -> Any:
-    """The response with the outputs that were asked for."""
-    try:
-        if isinstance(answer, TriptychError):
-            raise answer
-        ticket = publisher.publish(answer.embeddings, answer.ticket)
-    except Exception as error:
-        return backend.error_response(error, request.request_id())
-    wanted = request.requested_output_names()
-    tensors = []
-    if contract.EMBEDDINGS in wanted:
-        embeddings = answer.embeddings[None]
-        tensors.append(
-            pb_utils.Tensor(contract.EMBEDDINGS, embeddings.numpy())
-            if embeddings.device.type == "cpu"
-            else pb_utils.Tensor.from_dlpack(contract.EMBEDDINGS, embeddings)
-        )
-    if contract.TICKET in wanted:
-        data = contract.encode(ticket)
-        tensors.append(backend.text_tensor(contract.TICKET, data, shape=(1, 1)))
-    return backend.response(*tensors)

@@ -84,6 +84,11 @@ class Fetchers:
         if settings.handover_at_start:
             self._start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is fetched any more."""
+        return self._closed
+
     def choose(self, ticket: Ticket) -> Fetcher:
         """The road that a ticket names.
 
