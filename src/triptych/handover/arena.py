@@ -102,7 +102,7 @@ class Arena:
         self.address: int = self.tensor.data_ptr()
         self._allocator = Allocator(capacity)
         self._lock = threading.Lock()
-        self._returned: deque[int] = deque()
+        self._returned: deque[tuple[int, Any]] = deque()
 
     @property
     def capacity(self) -> int:
@@ -123,9 +123,17 @@ class Arena:
             return self._allocator.take(nbytes)
 
     def give(self, offset: int) -> None:
-        """Give back what `take` lent."""
+        """Give back what `take` lent.
+
+        A GPU's memory is lent again only when all work is done that this thread had queued there
+        before: what comes over the network or from another process is in no stream.
+        """
+        done = None
+        if self.memory == "cuda":
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self.tensor.device))
         # Also called by the garbage collector, maybe within `take`: so no lock here.
-        self._returned.append(offset)
+        self._returned.append((offset, done))
 
     def view(self, offset: int, nbytes: int) -> torch.Tensor:
         """The bytes there, uint8, shape (nbytes,)."""
@@ -136,9 +144,12 @@ class Arena:
         return _Loan(self, offset, nbytes).tensor()
 
     def _collect(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._allocator.give(self._returned.popleft())
+        for _ in range(len(self._returned)):
+            offset, done = self._returned.popleft()
+            if done is None or done.query():
+                self._allocator.give(offset)
+            else:
+                self._returned.append((offset, done))
 
 
 class _Loan:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -68,15 +69,24 @@ class NixlFetcher:
         capacity: Bytes that may be here at a time.
         key: `triptych.handover.trust.load_key`.
         timeout_s: One fetch may take, in seconds.
+        device: Where the embeddings are to be; a GPU is written for, and was never run on.
 
     Raises:
         ConfigurationError: NIXL is not there or does not start.
     """
 
-    def __init__(self, capacity: int, key: bytes, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        key: bytes,
+        timeout_s: float = 10.0,
+        device: torch.device | None = None,
+    ) -> None:
         begun = time.monotonic()
         self._timeout_s = timeout_s
-        self._arena = Arena(capacity)
+        self._arena = Arena(capacity, device)
+        # Verifying waits for its own work, not for all that an engine has queued.
+        self._stream = torch.cuda.Stream(device) if self._arena.memory == "cuda" else None
         self._agent = Agent("decode")
         self._agent.register(self._arena)
         # A read ends when all that was sent before it is acknowledged, for which the owner takes a
@@ -93,11 +103,17 @@ class NixlFetcher:
         self._thread = threading.Thread(target=self._run, name="triptych-handover", daemon=True)
         self._thread.start()
         logger.info(
-            "%s reads embeddings into %d MiB, after %.1f s",
+            "%s reads embeddings into %d MiB of %s memory, after %.1f s",
             self._agent.name,
             capacity >> 20,
+            self._arena.memory,
             time.monotonic() - begun,
         )
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the arena."""
+        return self._arena.capacity
 
     @property
     def used(self) -> int:
@@ -131,6 +147,27 @@ class NixlFetcher:
                 self._changed.notify_all()
         self._finish(ended)
         return fetch.future
+
+    def release(self, ticket: Ticket) -> None:
+        """Tell the owners that nobody will read a ticket's embeddings.
+
+        A ticket that is none of ours, or an owner that cannot be reached, is logged.
+        """
+        unread = []
+        try:
+            for part in parts(ticket):
+                with self._changed:
+                    if self._closing:
+                        return
+                    self._peers.use(part.first.agent, ticket.agents[part.first.agent])
+                unread.append(part)
+        except TriptychError as error:
+            logger.warning("embeddings that nobody reads are not given back: %s", error)
+        self._release(unread)
+
+    def aside(self) -> AbstractContextManager[Any]:
+        """In here, work on what was fetched does not wait for what else runs on the GPU."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def forget(self, name: str) -> None:
         """Drop what is known of an encoder; the next ticket that names it brings it back."""
@@ -282,7 +319,8 @@ class NixlFetcher:
             for part in fetch.parts:
                 data = self._arena.lend(part.offset or 0, part.nbytes)
                 try:
-                    tensors.update(verified(part, data))
+                    with self.aside():
+                        tensors.update(verified(part, data))
                 except TriptychError as found:
                     error = found
                 except Exception:
