@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "triptych"
-BASE = {"contract", "settings", "errors"}
+BASE = {"contract", "settings", "errors", "processes", "pulse", "restarts"}
 MIDDLE = {"chat", "media", "families", "encode", "remote", "handover", "engines"}
 ALLOWED = {
     **{room: {room, *BASE} for room in MIDDLE},
@@ -21,9 +21,7 @@ ALLOWED = {
     "gateway": {"gateway", "chat", *BASE},
     "matrix": {"matrix", "chat", "families", "engines", *BASE},
     "cli": {"cli", "server", "gateway", "matrix", *BASE},
-    "contract": BASE,
-    "settings": BASE,
-    "errors": BASE,
+    **{room: BASE for room in BASE},
     "__init__": set(),
 }
 ENGINE_PACKAGES = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm"}

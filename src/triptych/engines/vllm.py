@@ -6,12 +6,16 @@ items' embeddings, under their content hashes, so that vLLM's prefix cache knows
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import psutil
 
 from triptych.contract import Prompt, Sampling
 from triptych.engines import vllm_environment
@@ -70,17 +74,31 @@ class VllmEngine(Engine):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._llm: AsyncLLM | None = None
+        # It lives as long as the engine: the kernel ends an engine's process with the thread that
+        # started it, and not only with the whole process.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="triptych-vllm")
         self._context_length = super().context_length
         self._live: dict[str, bool] = {}
         """By prompt id, whether the generation was aborted."""
+        self._pids: tuple[int, ...] = ()
+        self._stopping = asyncio.Lock()
+        self._stopped = False
 
     @property
     def context_length(self) -> int:
         """Tokens of prompt and answer together, as vLLM has it."""
         return self._context_length
 
+    @property
+    def pids(self) -> Sequence[int]:
+        """The engine's process and its workers."""
+        return self._pids
+
     async def start(self) -> None:
         """Import vLLM, load the weights, wait until the engine's process answers."""
+        await asyncio.get_running_loop().run_in_executor(self._starter, self._start)
+
+    def _start(self) -> None:
         begun = time.monotonic()
         given = read_arguments(self.settings.engine_args)
         on_cpu = vllm_environment.prepare(eager=given.get("enforce_eager", True))
@@ -95,6 +113,7 @@ class VllmEngine(Engine):
             self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except Exception as error:
             raise Unavailable(f"vLLM did not start: {error}; its own log says why") from error
+        self._pids = _processes(self._llm)
         logger.info(
             "started in %.1f s: import %.1f, configuration %.1f, engine %.1f",
             time.monotonic() - begun,
@@ -138,22 +157,27 @@ class VllmEngine(Engine):
 
     async def stop(self) -> None:
         """Abort what runs and end the engine's process."""
-        for prompt_id in list(self._live):
-            await self.abort(prompt_id)
-        llm, self._llm = self._llm, None
-        if llm is None:
-            return
-        llm.shutdown()
-        # Its __del__ shuts down once more, and must not wait for the interpreter's end, when
-        # the modules it needs are gone.
-        del llm
-        gc.collect()
+        async with self._stopping:
+            if self._stopped:
+                return
+            for prompt_id in list(self._live):
+                await self.abort(prompt_id)
+            # A start under way comes to its end first.
+            await asyncio.get_running_loop().run_in_executor(self._starter, lambda: None)
+            if self._llm is not None:
+                self._llm.shutdown()
+                # Its __del__ shuts down once more, and must not wait for the interpreter's end,
+                # when the modules it needs are gone.
+                self._llm = None
+                gc.collect()
+            self._starter.shutdown()
+            self._stopped = True
 
     def _running(self) -> AsyncLLM:
         if self._llm is None:
             raise Unavailable("the engine is not running")
         if self._llm.errored:
-            raise Unavailable("the engine has died; the server must be restarted")
+            raise Unavailable("the engine has died")
         return self._llm
 
     def _raise_if_aborted(self, prompt_id: str) -> None:
@@ -194,6 +218,14 @@ class VllmEngine(Engine):
 
     def _by_value(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to("cpu", self._dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _processes(llm: AsyncLLM) -> tuple[int, ...]:
+    """The process of each engine core of ours, and what these have started."""
+    manager = llm.engine_core.resources.engine_manager
+    cores = [process.pid for process in getattr(manager, "processes", ())]
+    workers = [worker.pid for core in cores for worker in psutil.Process(core).children(True)]
+    return (*cores, *workers)
 
 
 def _sampling_params(sampling: Sampling) -> SamplingParams:
@@ -276,7 +308,7 @@ def _translated(error: Exception, prompt_id: str) -> TriptychError:
     from vllm.v1.engine.exceptions import EngineDeadError
 
     if isinstance(error, EngineDeadError):
-        return Unavailable("the engine died during the generation; the server must be restarted")
+        return Unavailable("the engine died during the generation")
     if isinstance(error, VLLMClientError):
         return InvalidRequest(str(error))
     if isinstance(error, GracefulHTTPError):
