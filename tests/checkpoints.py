@@ -149,20 +149,24 @@ def tiny_llava_next_video(path: Path, **fields: Any) -> Path:
     return _write_model(path, transformers.LlavaNextVideoForConditionalGeneration(config))
 
 
-def tiny_qwen2_audio(path: Path, **fields: Any) -> Path:
-    """Qwen2-Audio: 2 seconds and 50 tokens at most; ``fields`` go over those of config.json."""
+def tiny_qwen2_audio(path: Path, *, seconds: int = 2, **fields: Any) -> Path:
+    """Qwen2-Audio: 25 tokens a second; ``fields`` go over those of config.json."""
     special = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
     tokens = _write_tokenizer(
         path, special, transformers.Qwen2AudioProcessor.default_chat_template.fget(None)
     )
     config = transformers.Qwen2AudioConfig(
-        audio_config=transformers.Qwen2AudioEncoderConfig(**AUDIO),
+        audio_config=transformers.Qwen2AudioEncoderConfig(
+            **{**AUDIO, "max_source_positions": 50 * seconds}
+        ),
         text_config=transformers.Qwen2Config(**TEXT, **_ids(tokens)),
         audio_token_index=tokens["<|AUDIO|>"],
         **fields,
     )
     _write_json(
-        path / "preprocessor_config.json", **EXTRACTOR, processor_class="Qwen2AudioProcessor"
+        path / "preprocessor_config.json",
+        **{**EXTRACTOR, "chunk_length": seconds},
+        processor_class="Qwen2AudioProcessor",
     )
     return _write_model(path, transformers.Qwen2AudioForConditionalGeneration(config))
 

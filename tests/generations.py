@@ -90,3 +90,14 @@ async def collect(engine: Engine, prompt: Prompt, media: Media = ()) -> list[Del
 def text(deltas: Sequence[Delta]) -> str:
     """The whole answer."""
     return "".join(delta.text for delta in deltas)
+
+
+def said(deltas: Sequence[Delta]) -> tuple[str, int]:
+    """The answer up to its last whole character, and how many tokens it has."""
+    assert deltas[-1].usage is not None
+    return whole(text(deltas)), deltas[-1].usage.completion_tokens
+
+
+def whole(answer: str) -> str:
+    """Without the end of a character that never came, which engines hold back."""
+    return answer.rstrip("\N{REPLACEMENT CHARACTER}")

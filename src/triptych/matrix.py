@@ -121,7 +121,7 @@ def table(matrix: Iterable[Cell]) -> Iterator[Row]:
 
 def _why_not(family: type[Family], medium: Modality, form: Form, engine: type[Engine]) -> str:
     if medium not in family.modalities:
-        return f"the family takes no {medium}"
+        return family.unserved.get(medium, f"the family takes no {medium}")
     if form == "embeddings" and medium in family.engine_encodes:
         return "the engine takes frames alone and encodes them itself"
     return engine.refuses(family, medium)

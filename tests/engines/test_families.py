@@ -1,7 +1,8 @@
 """Each family through its tower and vLLM: greedy float32 tokens are those of Hugging Face.
 
 Media go the whole way from arrays: plan, encoder, ticket, engine. The checkpoints have random
-weights, and another medium makes other tokens.
+weights, and another medium makes other tokens. vLLM with a tower of its own, given the media
+themselves, must draw the same.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import torch
 from PIL import Image
 
 from checkpoints import tiny_llava, tiny_llava_next_video, tiny_qwen2_audio
-from generations import collect, text
+from generations import collect, said, whole
+from raw_vllm import Raw, RawVllm
 from triptych import families
 from triptych.chat.prompt import MediumSize, PromptBuilder
 from triptych.chat.request import parse
 from triptych.contract import Item, Prompt, Ticket
 from triptych.encode import Encoder
-from triptych.engines.base import Delta, Media
+from triptych.engines.base import Media
 from triptych.engines.vllm import VllmEngine
 from triptych.errors import InvalidValue
 from triptych.media.image import fit
@@ -51,6 +53,8 @@ class Medium:
     item: Item
     array: Array
     inputs: dict[str, torch.Tensor]
+    raw: Any
+    """The medium itself, as vLLM takes it."""
 
 
 class Kind:
@@ -89,6 +93,15 @@ class Kind:
         sizes = [MediumSize(medium.item.tokens, medium.item.hash) for medium in media]
         return self.builder.build(request, self.builder.render(request), sizes), media
 
+    def raw(self, seeds: Sequence[int]) -> tuple[str, list[Raw]]:
+        """The conversation of `request` as vLLM takes it from others."""
+        part = {"type": self.modality, f"{self.modality}_url": "data:,"}
+        content = [*[part] * len(seeds), {"type": "text", "text": "What colour is it?"}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text, [(self.modality, self.medium(seed).raw) for seed in seeds]
+
     def encode(self, *requests: Sequence[Medium]) -> list[Media]:
         """What the encoder hands to the engine, from one batch."""
         answers = self.encoder.encode([_laid_out(media) for media in requests])
@@ -110,7 +123,7 @@ class Kind:
             max_new_tokens=ANSWER,
         )
         drawn = output[0, ids.shape[1] :]
-        return _whole(self.tokenizer.decode(drawn, skip_special_tokens=True)), len(drawn)
+        return whole(self.tokenizer.decode(drawn, skip_special_tokens=True)), len(drawn)
 
 
 class Llava(Kind):
@@ -134,11 +147,11 @@ class Llava(Kind):
         plan = self.family.plan_image(image.height, image.width)
         item = Item("image", f"{seed}", "uint8", plan.shape, 0, plan.tokens)
         inputs = self.processor(image, return_tensors="pt")
-        return Medium(item, fit(image, plan), dict(inputs))
+        return Medium(item, fit(image, plan), dict(inputs), image)
 
 
 class LlavaNextVideo(Kind):
-    """Both are given the frames that we plan: theirs are one step of 256 off in places."""
+    """All are given the frames that we plan: theirs are one step of 256 off in places."""
 
     def __init__(self, directory: Path) -> None:
         import transformers
@@ -156,15 +169,17 @@ class LlavaNextVideo(Kind):
         frames = np.stack([fit(Image.fromarray(frame), plan) for frame in clip])
         item = Item("video", f"{seed}", "uint8", frames.shape, 0, plan.tokens)
         inputs = self.processor(frames, return_tensors="pt")
-        return Medium(item, frames, dict(inputs))
+        return Medium(item, frames, dict(inputs), frames)
 
 
 class Qwen2Audio(Kind):
+    """A window of 30 s, as the hub's checkpoints have it: vLLM's own path takes no other."""
+
     def __init__(self, directory: Path) -> None:
         import transformers
 
         super().__init__(
-            tiny_qwen2_audio(directory),
+            tiny_qwen2_audio(directory, seconds=30),
             "Qwen2AudioForConditionalGeneration",
             *((), (0,), (1,), (0, 1, 2), (2, 2)),
         )
@@ -183,7 +198,7 @@ class Qwen2Audio(Kind):
             "input_features": features["input_features"],
             "feature_attention_mask": features["attention_mask"],
         }
-        return Medium(item, wave, inputs)
+        return Medium(item, wave, inputs, (wave, 16_000))
 
 
 KINDS: dict[str, Callable[[Path], Kind]] = {
@@ -191,11 +206,6 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
     "llava_next_video": LlavaNextVideo,
     "qwen2_audio": Qwen2Audio,
 }
-
-
-def _whole(answer: str) -> str:
-    """Without the end of a character that never came, which engines hold back."""
-    return answer.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _laid_out(media: Sequence[Medium]) -> tuple[list[Item], torch.Tensor]:
@@ -237,10 +247,12 @@ async def engine(kind: Kind) -> AsyncIterator[VllmEngine]:
     await engine.stop()
 
 
-def said(deltas: Sequence[Delta]) -> tuple[str, int]:
-    """The answer, and how many tokens it has."""
-    assert deltas[-1].usage is not None
-    return _whole(text(deltas)), deltas[-1].usage.completion_tokens
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def raw_vllm(kind: Kind) -> AsyncIterator[RawVllm]:
+    engine = RawVllm(kind.family, each=max(map(len, kind.seeds)))
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 async def test_greedy_tokens_are_those_of_hugging_face(engine: VllmEngine, kind: Kind) -> None:
@@ -258,6 +270,16 @@ async def test_greedy_tokens_are_those_of_hugging_face(engine: VllmEngine, kind:
         *(collect(engine, prompt, given) for prompt, given in zip(again, batch, strict=True))
     )
     assert [said(deltas) for deltas in answers] == expected
+
+
+async def test_vllm_draws_the_same_from_the_media_themselves(raw_vllm: RawVllm, kind: Kind) -> None:
+    """One after another, then all at once: what ours is held against is not HF's alone."""
+    expected = [kind.expected(*kind.request(seeds)) for seeds in kind.seeds]
+    requests = [kind.raw(seeds) for seeds in kind.seeds]
+    for request, answer in zip(requests, expected, strict=True):
+        assert await raw_vllm.answer(*request, ANSWER) == answer
+    answers = await asyncio.gather(*(raw_vllm.answer(*request, ANSWER) for request in requests))
+    assert answers == expected
 
 
 async def test_the_prompt_is_counted_with_every_place(engine: VllmEngine, kind: Kind) -> None:

@@ -1,8 +1,9 @@
 """The Qwen-VL families through tower and vLLM: greedy float32 tokens are those of Hugging Face.
 
-Pictures and clips go the whole way from arrays: plan, encoder, ticket, engine. Clips are scaled by
-us for both, since Hugging Face's own scaling is one step of 256 off in places; the rest of its
-processing is its own.
+Pictures and clips go the whole way from arrays: plan, encoder, ticket, engine. vLLM with a tower of
+its own, given the media themselves, must draw the same. Clips are scaled by us for all, since
+Hugging Face's own scaling, which vLLM takes too, is one step of 256 off in places; the rest of
+their processing is their own.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import torch
 from PIL import Image
 
 import qwen_checkpoints as tiny
-from generations import collect, text
+from generations import collect, said, whole
+from raw_vllm import Raw, RawVllm
 from triptych import families
 from triptych.chat.prompt import MediumSize, PromptBuilder
 from triptych.chat.request import parse
 from triptych.contract import Item, Prompt
 from triptych.encode import Encoder
-from triptych.engines.base import Delta, Media
+from triptych.engines.base import Media
 from triptych.engines.vllm import VllmEngine
 from triptych.errors import InvalidValue
 from triptych.media.image import fit
@@ -65,6 +67,8 @@ class Medium:
     array: Any
     inputs: Inputs
     size: MediumSize
+    raw: Any
+    """The medium itself, as vLLM takes it."""
 
 
 class Kind:
@@ -103,7 +107,7 @@ class Kind:
         plan = self.family.plan_image(image.height, image.width)
         item = Item("image", name, "uint8", plan.shape, 0, plan.tokens, plan.grid_thw)
         inputs = dict(self.images(image, return_tensors="pt"))
-        return Medium(item, fit(image, plan), inputs, MediumSize(plan.tokens, name))
+        return Medium(item, fit(image, plan), inputs, MediumSize(plan.tokens, name), image)
 
     def _clip(self, name: str, noise: np.random.Generator, fps: float) -> Medium:
         clip = noise.integers(0, 256, (int(noise.integers(3, 6)), 150, 220, 3), np.uint8)
@@ -124,7 +128,8 @@ class Kind:
         )
         text = self.family.prompt_text(plan.grid_thw, times)
         size = MediumSize(plan.tokens, name, text, times)
-        return Medium(item, frames, {**inputs, **(timing if self.timed else {})}, size)
+        inputs = {**inputs, **(timing if self.timed else {})}
+        return Medium(item, frames, inputs, size, (frames, _sampled(len(frames), fps)))
 
     @property
     def timed(self) -> bool:
@@ -140,6 +145,16 @@ class Kind:
         request = parse(msgspec.json.encode({"max_tokens": ANSWER, **body}))
         sizes = [medium.size for medium in media]
         return self.builder.build(request, self.builder.render(request), sizes), media
+
+    def raw(self, case: str) -> tuple[str, list[Raw]]:
+        """The conversation of `request` as vLLM takes it from others."""
+        media = [self.medium(name) for name in case.split(", ") if name]
+        parts = [{"type": medium.item.modality} for medium in media]
+        content = [*parts, {"type": "text", "text": "What colour is it?"}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text, [(medium.item.modality, medium.raw) for medium in media]
 
     def encode(self, *requests: Sequence[Medium]) -> list[Media]:
         """What the encoder hands to the engine, from one batch."""
@@ -180,7 +195,7 @@ class Kind:
         )
         vars(self.model.model).pop("get_rope_index", None)
         drawn = output[0, ids.shape[1] :]
-        return _whole(self.tokenizer.decode(drawn, skip_special_tokens=True)), len(drawn)
+        return whole(self.tokenizer.decode(drawn, skip_special_tokens=True)), len(drawn)
 
     def outlasts(self, medium: Medium) -> bool:
         """Whether a clip's steps reach further than its height and width, in positions."""
@@ -219,15 +234,15 @@ class Kind:
         )
 
 
-def _whole(answer: str) -> str:
-    """Without the end of a character that never came, which engines hold back."""
-    return answer.rstrip("\N{REPLACEMENT CHARACTER}")
-
-
-def said(deltas: Sequence[Delta]) -> tuple[str, int]:
-    """The answer, and how many tokens it has."""
-    assert deltas[-1].usage is not None
-    return _whole(text(deltas)), deltas[-1].usage.completion_tokens
+def _sampled(frames: int, fps: float) -> dict[str, Any]:
+    """What vLLM must know of a clip whose frames have been chosen."""
+    return {
+        "fps": fps,
+        "duration": frames / fps,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+        "do_sample_frames": False,
+    }
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -239,6 +254,14 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(kind: Kind) -> AsyncIterator[VllmEngine]:
     engine = VllmEngine(DecodeSettings(model=str(kind.family.checkpoint.path)), kind.family)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def raw_vllm(kind: Kind) -> AsyncIterator[RawVllm]:
+    engine = RawVllm(kind.family, each=3)
     await engine.start()
     yield engine
     await engine.stop()
@@ -259,6 +282,16 @@ async def test_greedy_tokens_are_those_of_hugging_face(engine: VllmEngine, kind:
         *(collect(engine, prompt, given) for prompt, given in zip(again, batch, strict=True))
     )
     assert [said(deltas) for deltas in answers] == expected
+
+
+async def test_vllm_draws_the_same_from_the_media_themselves(raw_vllm: RawVllm, kind: Kind) -> None:
+    """One after another, then all at once: what ours is held against is not HF's alone."""
+    expected = [kind.expected(*kind.request(case)) for case in kind.cases]
+    requests = [kind.raw(case) for case in kind.cases]
+    for case, request, answer in zip(kind.cases, requests, expected, strict=True):
+        assert await raw_vllm.answer(*request, ANSWER) == answer, case
+    answers = await asyncio.gather(*(raw_vllm.answer(*request, ANSWER) for request in requests))
+    assert answers == expected
 
 
 async def test_the_prompt_is_counted_with_every_place(engine: VllmEngine, kind: Kind) -> None:

@@ -154,6 +154,20 @@ def test_a_modality_that_the_model_does_not_take(builder):
     assert error.value.where == "messages[0].content[1].audio_url.url"
 
 
+def test_a_refusal_names_the_family_and_the_reason(checkpoint):
+    builder = PromptBuilder(
+        checkpoint,
+        {"video": PLACEHOLDERS["video"]},
+        max_model_len=LIMIT,
+        family="A-VL",
+        unserved={"image": "no engine serves them"},
+    )
+    with pytest.raises(UnsupportedMedium, match=r"A-VL takes no image; it takes video: no engine"):
+        builder.render(request(medium()))
+    with pytest.raises(UnsupportedMedium, match=r"A-VL takes no audio; it takes video$"):
+        builder.render(request(medium("audio")))
+
+
 def test_a_prompt_that_fills_the_context(builder):
     with pytest.raises(ContextTooLong, match=rf"the prompt has \d+ tokens, .* is {LIMIT}") as error:
         builder.render(request(text("a b c " * LIMIT)))

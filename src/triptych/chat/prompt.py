@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -57,6 +58,8 @@ class PromptBuilder:
             modalities are refused.
         max_model_len: Tokens that prompt and answer may have together.
         model: Name for the answers to requests that give none.
+        family: What refusals call the model.
+        unserved: Why some modality is refused that a caller may expect to be taken.
 
     Raises:
         ConfigurationError: The checkpoint's template, tokenizer or generation_config is broken.
@@ -69,10 +72,14 @@ class PromptBuilder:
         *,
         max_model_len: int,
         model: str = "",
+        family: str = "the model",
+        unserved: Mapping[Modality, str] = MappingProxyType({}),
     ) -> None:
         self.max_model_len = max_model_len
         self.model = model or Path(checkpoint).resolve().name
         self._placeholders = dict(placeholders)
+        self._family = family
+        self._unserved = unserved
         self._template = ChatTemplate(checkpoint, placeholders)
         self._tokenizer = PromptTokenizer(checkpoint)
         self._defaults = GenerationDefaults.read(checkpoint)
@@ -93,10 +100,7 @@ class PromptBuilder:
         media = [part.modality for part in request.media]
         for part in request.media:
             if part.modality not in self._placeholders:
-                takes = ", ".join(sorted(self._placeholders)) or "text alone"
-                raise UnsupportedMedium(
-                    f"the model takes no {part.modality}; it takes {takes}", where=part.where
-                )
+                raise UnsupportedMedium(self._why_not(part.modality), where=part.where)
         token_ids = self._tokenizer.encode(self._template.render(request.messages))
         rendered = Rendered(token_ids, self._locate(token_ids, media))
         self._check_length(len(token_ids), len(media))
@@ -140,6 +144,11 @@ class PromptBuilder:
             stream=request.stream,
             include_usage=request.include_usage,
         )
+
+    def _why_not(self, modality: Modality) -> str:
+        takes = ", ".join(sorted(self._placeholders)) or "text alone"
+        why = self._unserved.get(modality)
+        return f"{self._family} takes no {modality}; it takes {takes}" + (f": {why}" if why else "")
 
     def _check_texts(self, request: ChatRequest) -> None:
         for index, message in enumerate(request.messages):

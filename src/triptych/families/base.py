@@ -56,6 +56,8 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """The ``model_type`` of config.json that choose this family."""
     modalities: ClassVar[frozenset[Modality]]
+    unserved: ClassVar[Mapping[Modality, str]] = {}
+    """Media that the model was made for and are refused all the same, each with the reason."""
     engine_encodes: ClassVar[frozenset[Modality]] = frozenset()
     """Of ``modalities``, those that the engine must be given as pixels, since it takes no
     embeddings of them: the tower hands the pixels on, and the engine keeps its own."""
@@ -238,6 +240,7 @@ class Family(ABC):
                     f"and {item.dtype} in the ticket",
                     where=where,
                 )
-            # One pass over the memory; a NaN comes through both extremes.
-            if not all(extreme.isfinite() for extreme in torch.aminmax(tensor)):
+            # One pass over the memory; a NaN comes through both extremes. Where the values are
+            # not, whoever fetches them checks them.
+            if not tensor.is_meta and not all(extreme.isfinite() for extreme in torch.aminmax(tensor)):
                 raise InvalidValue("embeddings hold values that are not finite", where=where)

@@ -10,6 +10,7 @@ bytes end to end are the frames.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -53,6 +54,9 @@ class LlavaNextVideo(Family):
     name = "LLaVA-NeXT-Video"
     model_types = ("llava_next_video",)
     modalities = frozenset[Modality]({"video"})
+    unserved = MappingProxyType[Modality, str](
+        {"image": "vLLM's model of the family serves no images"}
+    )
     engine_encodes = frozenset[Modality]({"video"})
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -73,6 +73,8 @@ class Preparer:
             settings.model,
             {modality: family.placeholder(modality) for modality in family.modalities},
             max_model_len=settings.max_model_len or family.context_length,
+            family=family.name,
+            unserved=family.unserved,
         )
 
     def begin(self, data: bytes, tensors: MediaBytes | None = None) -> Begun:
