@@ -139,11 +139,16 @@ class NixlPublisher:
             torch.cuda.current_stream(embeddings.device).synchronize()
         return Ticket(items, self._agents)
 
-    def close(self) -> None:
-        """End all leases and the thread; readers that come late get errors."""
+    def close(self, drain_s: float = 0.0) -> None:
+        """End all leases and the thread; readers that come late get errors.
+
+        Args:
+            drain_s: How long to wait for the readers that are on their way, in seconds.
+        """
         with self._changed:
             if self._closing:
                 return
+            self._changed.wait_for(lambda: not self._leases, drain_s)
             self._closing = True
             self._changed.notify_all()
         self._thread.join()

@@ -113,18 +113,22 @@ class Pool:
             except InvalidRequest as error:
                 raise type(error)(error.what, where=where) from None
             except TriptychError as error:
-                logger.warning("encoder %s did not encode %s: %s", server.address, where, error)
+                logger.info("encoder %s did not encode %s: %s", server.address, where, error)
                 tried[server.address] = error
         raise self._given_up(where, tried)
 
     def _given_up(self, where: str, tried: dict[str, TriptychError]) -> TriptychError:
+        kind: type[TriptychError] = Unavailable
         if tried and all(isinstance(error, Overloaded) for error in tried.values()):
-            return Overloaded(f"no encoder has room: {_listed(tried)}", where=where)
-        if tried:
-            return Unavailable(f"no encoder could encode it: {_listed(tried)}", where=where)
-        states = {server.address: server for server in self.servers}
-        told = "; ".join(f"{name} is {one.state}, {one.reason}" for name, one in states.items())
-        return Unavailable(f"no encoder is left: {told}", where=where)
+            kind = Overloaded
+        told = [
+            f"{server.address}: {tried[server.address].what}"
+            if server.address in tried
+            else f"{server.address} is {server.state}: {server.reason}"
+            for server in self.servers
+            if server.address in tried or server.state != "ready"
+        ]
+        return kind(f"no encoder is left for this item ({'; '.join(told)})", where=where)
 
     async def _watch(self, server: RemoteServer) -> None:
         while True:
@@ -133,7 +137,3 @@ class Pool:
                 await server.check()
             except Exception:
                 logger.exception("encoder %s cannot be looked at", server.address)
-
-
-def _listed(tried: dict[str, TriptychError]) -> str:
-    return "; ".join(f"{address}: {error.what}" for address, error in tried.items())

@@ -4,7 +4,9 @@
 - ``ready``: it gets items.
 - ``draining``: it says that it is not ready, because it stops or has unloaded its encoder. It gets
   no more items, and finishes what it has.
-- ``lost``: it says nothing, or it failed. What it has goes to others.
+- ``failing``: it has failed on an item, though not by the item's fault. The same, until it has
+  answered a request without items: a Triton whose encoder has died calls it ready for ever.
+- ``lost``: it says nothing. What it has goes to others.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from triptych.remote.call import MODEL, Answer, Call, inputs
 
 logger = logging.getLogger("triptych.remote")
 
-State = Literal["new", "ready", "draining", "lost"]
+State = Literal["new", "ready", "draining", "failing", "lost"]
 
 TLS = "grpcs://"
 _FAULTY = {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND"}
@@ -46,9 +48,8 @@ class RemoteServer:
         self.outstanding = 0
         """Embeddings it has been asked for and not given yet."""
         self._timeout_s = timeout_s
-        self._suspect = False
-        """Whether it must encode nothing, successfully, before it is ready again: a server whose
-        encoder died calls it ready all the same."""
+        self._failed = False
+        """Whether it must answer a request without items before it is ready again."""
         self._client = self._connect()
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing: set[asyncio.Task[None]] = set()
@@ -61,18 +62,14 @@ class RemoteServer:
         client, deadline = self._client, time.monotonic() + self._timeout_s
         try:
             ready = await client.is_model_ready(MODEL, client_timeout=self._timeout_s)
-            if ready and self._suspect:
+            if ready and self._failed:
                 left = max(deadline - time.monotonic(), 0.001)
                 await client.infer(MODEL, inputs([], memoryview(b"")), client_timeout=left)
         except InferenceServerException as error:
-            self._lose(client, f"it does not say that it is ready: {_text(error)}")
+            self._lose(f"it does not say that it is ready: {_text(error)}")
             return
-        except asyncio.CancelledError:
-            if client is self._client:
-                raise
-            return  # the connection was given up meanwhile
         if ready:
-            self._suspect = False
+            self._failed = False
             self._become("ready")
         else:
             self._become("draining", f"it says that its model {MODEL} is not ready")
@@ -102,9 +99,11 @@ class RemoteServer:
         await asyncio.gather(_close(self._client), *self._closing)
 
     async def _ask(self, call: Call, timeout_s: float) -> Any:
-        client, lost = self._client, self._lost
+        lost = self._lost
         asking = asyncio.ensure_future(
-            client.infer(MODEL, call.inputs(), outputs=call.outputs(), client_timeout=timeout_s)
+            self._client.infer(
+                MODEL, call.inputs(), outputs=call.outputs(), client_timeout=timeout_s
+            )
         )
         # Not cancelled when the server is lost: the connection is closed then anyway.
         asking.add_done_callback(_noted)
@@ -120,23 +119,21 @@ class RemoteServer:
             if str(told) in str(error.message()):
                 raise told from None
             if str(error.status()).removeprefix("StatusCode.") in _FAULTY:
-                self._suspect = True
-                self._lose(client, f"it failed: {_text(error)}")
+                self._failed = True
+                self._become("failing", _text(error))
             raise Unavailable(_text(error)) from None
 
-    def _lose(self, client: InferenceServerClient, reason: str) -> None:
-        """Give up a connection, and all that waits for an answer on it.
+    def _lose(self, reason: str) -> None:
+        """Give up the connection, and all that waits for an answer on it.
 
         A new one is made at once: one that a cut link has stalled may stay so for minutes after
         the link is back.
         """
-        if client is not self._client:
-            return
         self._become("lost", reason)
         self._lost.set_result(None)
         self._lost = asyncio.get_running_loop().create_future()
+        closing = asyncio.ensure_future(_close(self._client))
         self._client = self._connect()
-        closing = asyncio.ensure_future(_close(client))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

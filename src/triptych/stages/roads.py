@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from triptych.handover.owner import NixlPublisher
     from triptych.handover.reader import NixlFetcher
 
+DRAIN_S = 2.0
+"""Seconds that an encoder which stops gives to readers that have their tickets by then."""
 _MIB = 1 << 20
 
 
@@ -51,9 +53,9 @@ class Publishers:
         return self._nixl or self._start()
 
     def close(self) -> None:
-        """End all leases; a second call does nothing."""
+        """End all leases, soon; a second call does nothing."""
         if self._nixl:
-            self._nixl.close()
+            self._nixl.close(DRAIN_S)
 
     def _start(self) -> NixlPublisher:
         from triptych.handover.owner import NixlPublisher
