@@ -117,6 +117,11 @@ class Engine(ABC):
         """The processes that run the engine, apart from this one, and end with it."""
         return ()
 
+    @property
+    def pids(self) -> Sequence[int]:
+        """The processes that run the engine, apart from this one, and end with it."""
+        return ()
+
     @classmethod
     def refuses(cls, family: type[Family], modality: Modality) -> str:
         """Why the engine cannot serve a medium that the family has; empty: it can."""
