@@ -19,6 +19,7 @@ import psutil
 
 from triptych.contract import Prompt, Sampling
 from triptych.engines import vllm_environment
+from triptych.engines.arguments import read_arguments
 from triptych.engines.base import (
     Alternative,
     Delta,
@@ -30,7 +31,7 @@ from triptych.engines.base import (
 )
 from triptych.engines.sampling import SUPPORTED, Declaration
 from triptych.engines.token_bytes import token_bytes
-from triptych.engines.vllm_arguments import build_config, read_arguments
+from triptych.engines.vllm_arguments import build_config
 from triptych.errors import (
     Cancelled,
     InternalError,

@@ -6,10 +6,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from triptych.engines import vllm_environment
 from triptych.errors import ConfigurationError
@@ -56,20 +53,6 @@ def build_config(
         if config.cache_config.kv_cache_memory_bytes is None:
             config.cache_config.kv_cache_memory_bytes = _cpu_cache_bytes(config)
     return config
-
-
-def read_arguments(path: str) -> dict[str, Any]:
-    """The object in the JSON file ``path``; empty if there is no path.
-
-    Raises:
-        ConfigurationError: No such file, or it holds anything but an object.
-    """
-    if not path:
-        return {}
-    try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigurationError(f"engine_args {path!r}: {error}") from None
 
 
 def _defaults(settings: DecodeSettings, family: Family, *, on_cpu: bool) -> dict[str, Any]:

@@ -5,25 +5,12 @@ Nothing here overrules what the user has set.
 
 from __future__ import annotations
 
-import contextlib
-import locale
-import logging
-import multiprocessing
 import os
-import sys
-from pathlib import Path
 
-from triptych.engines import torchvision_ops
+from triptych.engines import environment, torchvision_ops
 from triptych.engines.vllm_plugin import tie_forks
 
-logger = logging.getLogger("triptych.engines.vllm")
-
-_DEFAULTS = {
-    "HF_HUB_OFFLINE": "1",  # a checkpoint is a directory; nothing is asked of the network
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "TOKENIZERS_PARALLELISM": "false",  # else a warning for each fork
-}
+_DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 _CPU_DEFAULTS = {
     # The worker runs inside the engine's process instead of one more.
@@ -42,12 +29,7 @@ def prepare(*, eager: bool) -> bool:
     Returns:
         Whether vLLM will run on the CPU.
     """
-    # A stub of Triton starts in the C locale, and vLLM reads UTF-8 files without saying so.
-    with contextlib.suppress(locale.Error):
-        locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    _name_interpreter()
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    environment.prepare(_DEFAULTS)
     torchvision_ops.define_missing()
     import torch
 
@@ -77,14 +59,3 @@ def fork_on_cpu(start_method: str | None) -> None:
     """
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = start_method or "fork"
-
-
-def _name_interpreter() -> None:
-    """Tell Python where its interpreter is: in a stub, the running program is another."""
-    python = Path(sys.prefix, "bin", "python")
-    if not python.exists():
-        logger.warning("%s does not exist; vLLM may fail to start its processes", python)
-        return
-    if not sys.executable or Path(sys.executable).parent != python.parent:
-        sys.executable = str(python)
-    multiprocessing.set_executable(str(python))
