@@ -29,6 +29,23 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
+class Stages(msgspec.Struct, frozen=True):
+    """What an answer took stage by stage, together the whole time in the server."""
+
+    preprocess_ms: float = 0.0
+    """Until the last medium was fetched and decoded."""
+    encode_ms: float = 0.0
+    """From there until the embeddings were with the engine."""
+    prefill_ms: float = 0.0
+    """From there to the first token."""
+    decode_ms: float = 0.0
+    """From there to the last."""
+    media: int = 0
+    """Pictures, clips and sounds in the request."""
+    media_cached: int = 0
+    """Of these, those whose embeddings the encoder had."""
+
+
 class TopLogprob(msgspec.Struct, frozen=True):
     """A token that could have stood in a place."""
 
@@ -55,6 +72,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """Set in the piece that ends the text: ``stop``, or ``length`` where a limit cut it."""
     usage: Usage | None = None
     """Set in the last piece."""
+    stages: Stages | None = None
+    """Goes with the usage."""
     logprobs: list[TokenLogprob] | None = None
     """Of the tokens in ``text``, if the request asked for them."""
     id: str
@@ -77,6 +96,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """``stop``, or ``length`` where a limit cut it; None: it was cancelled on the way."""
     usage: Usage | None
     """None: the request asked for none, or the answer was cancelled."""
+    stages: Stages | None = None
+    """Goes with the usage."""
     logprobs: list[TokenLogprob] | None = None
     id: str
     model: str
@@ -92,6 +113,7 @@ def whole(chunks: list[Chunk]) -> Answer:
         text="".join(chunk.text for chunk in chunks),
         finish_reason=next((c.finish_reason for c in chunks if c.finish_reason), None),
         usage=next((chunk.usage for chunk in reversed(chunks) if chunk.usage), None),
+        stages=next((chunk.stages for chunk in reversed(chunks) if chunk.stages), None),
         logprobs=logprobs if any(chunk.logprobs is not None for chunk in chunks) else None,
         id=first.id,
         model=first.model,
@@ -114,6 +136,7 @@ def read_chunk(data: bytes) -> Chunk:
         text=choice.delta.content or "",
         finish_reason=choice.finish_reason,
         usage=wire.usage,
+        stages=wire.triptych,
         logprobs=choice.logprobs.content if choice.logprobs else None,
         id=wire.id,
         model=wire.model,
@@ -142,6 +165,7 @@ class _Wire(msgspec.Struct, frozen=True):
     model: str
     choices: list[_Choice]
     usage: Usage | None = None
+    triptych: Stages | None = None
 
 
 _DECODER = msgspec.json.Decoder(_Wire)

@@ -265,6 +265,8 @@ class PromptItem(msgspec.Struct, frozen=True, omit_defaults=True):
     ``tokens`` times. Some models have text between the embeddings of a clip."""
     times: tuple[float, ...] = ()
     """Seconds that ``spread`` names, one a step of a clip."""
+    cached: bool = False
+    """The encoder had its embeddings: it was neither decoded nor encoded for this request."""
 
     @property
     def length(self) -> int:
@@ -291,6 +293,10 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     stream: bool = False
     """False: one response with the whole answer."""
     include_usage: bool = True
+    arrived: float = 0.0
+    """When preprocess got the request, seconds of this machine's `time.monotonic`."""
+    decoded: float = 0.0
+    """When its last medium was decoded, likewise; without one, when the prompt was ready."""
 
     @property
     def length(self) -> int:

@@ -11,9 +11,10 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from triptych.chat.tool_calls import CallPiece, Found, ToolCallReader
 from triptych.contract import Modality, Prompt
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 Octets = bytes
 """The built-in type, where a field of OpenAI's takes its name."""
@@ -66,11 +67,39 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
     content: list[TokenLogprob]
 
 
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """What one chunk adds to a call's function."""
+
+    name: str | UnsetType = UNSET
+    """In the first piece of a call alone."""
+    arguments: str = ""
+    """JSON, as the model writes it."""
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """What one chunk adds to a call of a tool."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    """In the first piece of a call alone, as ``type``."""
+    type: Literal["function"] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, piece: CallPiece) -> ToolCallDelta:
+        """An entry from what was read of the model's text."""
+        if not piece.id:
+            return cls(piece.index, FunctionDelta(arguments=piece.arguments))
+        function = FunctionDelta(piece.name, piece.arguments)
+        return cls(piece.index, function, piece.id, "function")
+
+
 class Delta(msgspec.Struct, frozen=True):
     """What one chunk adds to the answer."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -100,6 +129,26 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
+class Stages(msgspec.Struct, frozen=True):
+    """What an answer took stage by stage, and what it was spared. Ours, not OpenAI's.
+
+    Waiting counts with the stage that is waited for; together it is the whole time in the server.
+    """
+
+    preprocess_ms: float
+    """Until the last medium was fetched and decoded."""
+    encode_ms: float
+    """From there until the embeddings were with the engine; nearly 0 where there are none."""
+    prefill_ms: float
+    """From there to the first token."""
+    decode_ms: float
+    """From there to the last."""
+    media: int
+    """Pictures, clips and sounds in the request."""
+    media_cached: int
+    """Of these, those whose embeddings the encoder had."""
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """One ``chat.completion.chunk``."""
 
@@ -111,6 +160,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[Choice]
     """Empty in the chunk that carries the usage of a stream."""
     usage: Usage | UnsetType | None = UNSET
+    triptych: Stages | UnsetType = UNSET
+    """Goes with the usage."""
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -130,14 +181,18 @@ class ChunkWriter:
     """Writes the chunks of one answer, in order; the first delta names the role.
 
     A stream is ``delta``…, then ``finish``, then ``usage`` where ``prompt.include_usage``; a
-    request without ``stream`` gets one ``whole``.
+    request without ``stream`` gets one ``whole``. Where the prompt has tools, calls are read out
+    of the text.
     """
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
         self._begun = False
         # In a stream with usage OpenAI writes ``"usage": null`` in every chunk but the last.
-        self._no_usage: UnsetType | None = None if prompt.include_usage else UNSET
+        self._no_usage: UnsetType | None = UNSET
+        if prompt.include_usage and not prompt.usage_with_finish:
+            self._no_usage = None
+        self._reader = ToolCallReader(prompt.tools) if prompt.tools else None
 
     def count(self, completion_tokens: int, *, cached_tokens: int = 0) -> Usage:
         """The usage of an answer of ``completion_tokens`` tokens to this prompt."""
@@ -176,9 +231,9 @@ class ChunkWriter:
         choice = self._choice(text, logprobs, reason)
         return self._write(choice, self._no_usage if usage is None else usage)
 
-    def usage(self, usage: Usage) -> bytes:
+    def usage(self, usage: Usage, stages: Stages | UnsetType = UNSET) -> bytes:
         """The last chunk of a stream: no choice, only what it took."""
-        return self._write(None, usage)
+        return self._write(None, usage, stages)
 
     def whole(
         self,
@@ -186,10 +241,13 @@ class ChunkWriter:
         reason: FinishReason,
         usage: Usage,
         logprobs: Sequence[TokenLogprob] | None = None,
+        stages: Stages | UnsetType = UNSET,
     ) -> bytes:
         """The only chunk of an answer that is not streamed."""
         choice = self._choice(text, logprobs, reason)
-        return self._write(choice, usage if self._prompt.include_usage else UNSET)
+        if not self._prompt.include_usage:
+            return self._write(choice, UNSET)
+        return self._write(choice, usage, stages)
 
     def _choice(
         self,
@@ -197,15 +255,36 @@ class ChunkWriter:
         logprobs: Sequence[TokenLogprob] | None,
         reason: FinishReason | None,
     ) -> Choice:
-        if not self._begun:
-            self._begun = True
-            delta = Delta("assistant", text)
-        else:
-            delta = Delta(content=text) if text or reason is None else Delta()
+        found = self._read(text, last=reason is not None)
+        if reason == "stop" and self._reader and self._reader.count:
+            reason = "tool_calls"
+        calls = [ToolCallDelta.of(piece) for piece in found.calls] or UNSET
+        silent = not found.content and (calls or reason is not None)
+        delta = Delta(
+            role=UNSET if self._begun else "assistant",
+            content=UNSET if silent and self._begun else found.content,
+            tool_calls=calls,
+        )
+        self._begun = True
         entries = None if logprobs is None else ChoiceLogprobs(list(logprobs))
         return Choice(delta, logprobs=entries, finish_reason=reason)
 
-    def _write(self, choice: Choice | None, usage: Usage | UnsetType | None) -> bytes:
+    def _read(self, text: str, *, last: bool) -> Found:
+        """The text's content and calls; with the last of it all that was held back."""
+        if self._reader is None:
+            return Found(text, [])
+        found = self._reader.feed(text)
+        if not last:
+            return found
+        rest = self._reader.end()
+        return Found(found.content + rest.content, found.calls + rest.calls)
+
+    def _write(
+        self,
+        choice: Choice | None,
+        usage: Usage | UnsetType | None,
+        stages: Stages | UnsetType = UNSET,
+    ) -> bytes:
         return _ENCODER.encode(
             Chunk(
                 id=self._prompt.id,
@@ -213,6 +292,7 @@ class ChunkWriter:
                 model=self._prompt.model,
                 choices=[] if choice is None else [choice],
                 usage=usage,
+                triptych=stages,
             )
         )
 

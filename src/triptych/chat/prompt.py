@@ -47,6 +47,8 @@ class MediumSize(msgspec.Struct, frozen=True):
     """What stands in its place, placeholders and all; empty: the placeholder, ``tokens`` times."""
     times: tuple[float, ...] = ()
     """Seconds that ``text`` names."""
+    cached: bool = False
+    """See `PromptItem.cached`."""
 
 
 class PromptBuilder:
@@ -128,6 +130,7 @@ class PromptBuilder:
                 hash=media[slot.medium].hash,
                 spread=self._tokenizer.encode(text) if (text := media[slot.medium].text) else [],
                 times=media[slot.medium].times,
+                cached=media[slot.medium].cached,
             )
             for slot in rendered.slots
         ]

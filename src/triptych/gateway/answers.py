@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from triptych.chat import chunks
 from triptych.gateway import choices
@@ -35,6 +36,7 @@ def completion(answers: Sequence[chunks.Chunk]) -> bytes:
             model=first.model,
             choices=[_choice(index, answer.choices[0]) for index, answer in enumerate(answers)],
             usage=choices.total(usages) if usages else None,
+            triptych=first.triptych if len(answers) == 1 else UNSET,
         )
     )
 

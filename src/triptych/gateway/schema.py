@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from triptych.chat.chunks import ChoiceLogprobs, Usage
+from triptych.chat.chunks import ChoiceLogprobs, Stages, Usage
 from triptych.gateway.asked import MAX_CHOICES
 
 
@@ -62,6 +62,8 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    triptych: Stages | UnsetType = UNSET
+    """What the stages took; not with several answers."""
 
 
 class Model(Struct, frozen=True, kw_only=True):

@@ -130,6 +130,10 @@ class Loaded:
     """Of the array that there is none of."""
     keep: bool = True
     """False: its origin forbids that anything made of it is stored (RFC 9111)."""
+    cached: bool = False
+    """The `Holder` had it."""
+    decoded: float = 0.0
+    """When its array was there, `time.monotonic` seconds; 0: there was no need of one."""
 
     @property
     def nbytes(self) -> int:

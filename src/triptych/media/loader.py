@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import blake3
 import msgspec
@@ -318,7 +319,7 @@ class MediaLoader:
 
         async def work() -> Loaded:
             nonlocal own
-            loaded = await load()
+            loaded = replace(await load(), decoded=time.monotonic())
             own = await self._holder.bring(key, loaded) if self._holder else None
             return loaded
 
@@ -326,7 +327,8 @@ class MediaLoader:
         if own or not self._holder or not loaded.keep:
             return own or loaded
         # A lease is good for one use: whoever has joined asks for another.
-        return await self._holder.find(key) or loaded
+        found = await self._holder.find(key)
+        return replace(found, decoded=loaded.decoded, cached=False) if found else loaded
 
     async def _decode(
         self, key: str, modality: Modality, content: Content, options: MediaOptions

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_tic
 from triptych.stages.generations import Generations
 from triptych.stages.outbox import Outbox, Parcel, Sender
 from triptych.stages.roads import Fetchers
+from triptych.stages.times import Times
 
 logger = logging.getLogger("triptych.stages.decode")
 
@@ -92,12 +94,13 @@ class DecodeModel:
         embeddings = read_embeddings(request) if ticket.items else None
         fetched = again.fetch(self._fetchers, ticket, embeddings)
         reply.prompt = prompt
-        outbox = Outbox(reply, stream=prompt.stream)
+        outbox = Outbox(reply, stream=prompt.stream, times=reply.times)
         request_id = request.request_id()
 
         def begin(fetched: Future[again.Fetched]) -> None:
             try:
                 read, tensors = fetched.result()
+                reply.times.encoded = time.monotonic()
                 media = list(zip(read.items, tensors, strict=True))
                 self._generations.begin(request_id, prompt, media, outbox)
             except Exception as error:
@@ -126,6 +129,7 @@ class TritonReply:
         self._request_id: str = request.request_id()
         self._wanted = frozenset(request.requested_output_names())
         self._writer: ChunkWriter | None = None
+        self.times = Times()
 
     def send(self, parcel: Parcel) -> None:
         """Send the outputs that were asked for; a stream with usage ends with one response more."""
@@ -170,10 +174,11 @@ class TritonReply:
             return [writer.delta(parcel.text, logprobs)]
         taken = parcel.usage or base.Usage(prompt.length, 0)
         usage = writer.count(taken.completion_tokens, cached_tokens=taken.cached_tokens)
+        stages = self.times.stages(prompt)
         if not prompt.stream:
-            return [writer.whole(parcel.text, parcel.finish_reason, usage, logprobs)]
+            return [writer.whole(parcel.text, parcel.finish_reason, usage, logprobs, stages)]
         finish = writer.finish(parcel.finish_reason, text=parcel.text, logprobs=logprobs)
-        return [finish, writer.usage(usage)] if prompt.include_usage else [finish]
+        return [finish, writer.usage(usage, stages)] if prompt.include_usage else [finish]
 
 
 def _as_chunk(entry: base.TokenLogprob) -> TokenLogprob:

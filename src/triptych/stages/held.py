@@ -67,6 +67,7 @@ class EncoderHoldings:
             timestamps=note.timestamps,
             lease=found.lease,
             leased_shape=note.shape,
+            cached=True,
         )
 
     async def bring(self, key: str, loaded: Loaded) -> Loaded | None:

@@ -24,6 +24,7 @@ import msgspec
 
 from triptych.engines.base import Delta, FinishReason, TokenLogprob, Usage
 from triptych.errors import InternalError
+from triptych.stages.times import Times
 
 logger = logging.getLogger("triptych.stages.decode")
 
@@ -75,12 +76,19 @@ class Outbox:
         reply: Where it goes.
         stream: False: everything waits for the end, and one parcel carries it all.
         on_cancel: Called once, by the sender thread, when the caller is seen to have gone away.
+        times: Told of the first token.
     """
 
     def __init__(
-        self, reply: Reply, *, stream: bool, on_cancel: Callable[[], None] | None = None
+        self,
+        reply: Reply,
+        *,
+        stream: bool,
+        on_cancel: Callable[[], None] | None = None,
+        times: Times | None = None,
     ) -> None:
         self.reply = reply
+        self._times = times or Times()
         self.on_cancel = on_cancel
         self._stream = stream
         self._deltas: list[Delta] = []
@@ -107,6 +115,7 @@ class Outbox:
     def put(self, delta: Delta) -> None:
         """Add a delta; after the last one nothing is added."""
         if not self._complete:
+            self._times.token()
             self._deltas.append(delta)
             self._complete = delta.finish_reason is not None
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +15,7 @@ from triptych import contract
 from triptych.chat.messages import MediaPart, TensorPlace
 from triptych.chat.prompt import MediumSize, PromptBuilder, Rendered
 from triptych.chat.request import ChatRequest, parse
-from triptych.contract import Items
+from triptych.contract import Items, Prompt
 from triptych.errors import InvalidRequest, InvalidValue
 from triptych.families.base import Family
 from triptych.media.base import Given, Loaded, MediaOptions
@@ -34,6 +36,8 @@ class Begun:
     media: tuple[MediaPart, ...]
     tensors: MediaBytes | None = None
     """TENSORS, that parts may name pieces of; shape (bytes,), uint8."""
+    arrived: float = 0.0
+    """`Prompt.arrived`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +77,17 @@ class Preparer:
             settings.model,
             {modality: family.placeholder(modality) for modality in family.modalities},
             max_model_len=settings.max_model_len or family.context_length,
-            family=family.name,
-            unserved=family.unserved,
         )
 
-    def begin(self, data: bytes, tensors: MediaBytes | None = None) -> Begun:
+    def begin(
+        self, data: bytes, tensors: MediaBytes | None = None, *, arrived: float = 0.0
+    ) -> Begun:
         """Read REQUEST, and check all of it that can be checked before its media are there.
 
         Args:
             data: REQUEST.
             tensors: TENSORS, of shape (bytes,); None: the request came without it.
+            arrived: When it came, `time.monotonic` seconds.
 
         Raises:
             InvalidRequest: Whatever is wrong with it.
@@ -98,7 +103,7 @@ class Preparer:
                 where="messages",
             )
         _check_places(media, tensors)
-        return Begun(request, self._builder.render(request), media, tensors)
+        return Begun(request, self._builder.render(request), media, tensors, arrived)
 
     def without_media(self, begun: Begun) -> Prepared:
         """The outputs of a request of text alone.
@@ -107,7 +112,7 @@ class Preparer:
             ContextTooLong: Prompt and answer do not fit the context.
         """
         prompt = self._builder.build(begun.request, begun.rendered)
-        return Prepared(contract.encode(prompt), NO_MEDIA, NO_ITEMS)
+        return Prepared(_encode(prompt, begun), NO_MEDIA, NO_ITEMS)
 
     async def load(self, begun: Begun) -> Prepared:
         """The outputs of a request with media, all of which load at the same time.
@@ -120,19 +125,19 @@ class Preparer:
         sizes = [self._size(part, medium) for part, medium in zip(begun.media, loaded, strict=True)]
         prompt = self._builder.build(begun.request, begun.rendered, sizes)
         media, items = assemble([loaded[slot.medium] for slot in begun.rendered.slots])
-        return Prepared(contract.encode(prompt), media, contract.encode(items))
+        return Prepared(_encode(prompt, begun, loaded), media, contract.encode(items))
 
     def _size(self, part: MediaPart, medium: Loaded) -> MediumSize:
         """What the prompt must know of a medium."""
         if medium.modality != "video":
-            return MediumSize(medium.tokens, medium.hash)
+            return MediumSize(medium.tokens, medium.hash, cached=medium.cached)
         grid, seconds = medium.grid_thw, medium.second_per_grid
         try:
             times = self._family.prompt_times(grid, medium.timestamps, seconds)
         except InvalidValue as error:
             raise error.at(part.where) from None
         text = self._family.prompt_text(grid, times)
-        return MediumSize(medium.tokens, medium.hash, text, times)
+        return MediumSize(medium.tokens, medium.hash, text, times, medium.cached)
 
     async def start(self) -> None:
         """Have the loader ready for the first medium.
@@ -178,6 +183,15 @@ def assemble(loaded: Sequence[Loaded]) -> tuple[MediaBytes, Items]:
     for item, medium in zip(items, loaded, strict=True):
         media[item.offset : item.offset + medium.nbytes] = _octets(medium)
     return media.reshape(1, -1), Items(items)
+
+
+def _encode(prompt: Prompt, begun: Begun, loaded: Sequence[Loaded] = ()) -> bytes:
+    """PROMPT, with the times of the request."""
+    decoded = max((medium.decoded for medium in loaded if medium.decoded), default=time.monotonic())
+    # What was decoded for another request may have been there before this one came.
+    decoded = max(decoded, begun.arrived)
+    timed = msgspec.structs.replace(prompt, arrived=begun.arrived, decoded=decoded)
+    return contract.encode(timed)
 
 
 def _octets(medium: Loaded) -> MediaBytes:

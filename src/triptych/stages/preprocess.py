@@ -49,6 +49,7 @@ class _Job:
     tensors: MediaBytes | None = field(default=None, repr=False)
     outcome: Prepared | BaseException | None = None
     loading: Future[Prepared] | None = None
+    arrived: float = field(default_factory=time.monotonic)
 
 
 class PreprocessModel:
@@ -177,7 +178,7 @@ class Courier:
 
     def _begin(self, job: _Job) -> None:
         try:
-            begun = self._preparer.begin(job.data, job.tensors)
+            begun = self._preparer.begin(job.data, job.tensors, arrived=job.arrived)
             job.data, job.tensors = b"", None
             if not begun.media:
                 job.outcome = self._preparer.without_media(begun)
