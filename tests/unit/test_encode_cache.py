@@ -216,6 +216,28 @@ def test_claims_and_leases_are_bounded(monkeypatch):
     assert [lease is not None for lease in leases] == [False, True, True, False]
 
 
+def test_a_promise_pins_nothing_and_is_good_once():
+    cache = make(1, name="encoder@encoder_0_1")
+    put(cache, "a", fill=3.0)
+    token, broken = cache.promise("a"), cache.promise("a")
+    assert token.startswith("encoder@encoder_0_1/")
+    entry = cache.redeem(token)
+    assert torch.equal(entry.embeddings, embeddings(1, 3.0))
+    assert not put(cache, "b"), "in use"
+    cache.release(entry)
+    assert cache.redeem(token) is None
+    assert put(cache, "b")
+    assert cache.redeem(broken) is None
+
+
+def test_promises_are_bounded(monkeypatch):
+    monkeypatch.setattr("triptych.encode.cache.MAX_PROMISES", 2)
+    cache = make(1)
+    put(cache, "a")
+    tokens = [cache.promise("a") for _ in range(3)]
+    assert [cache.redeem(token) is not None for token in tokens] == [False, True, True]
+
+
 def test_what_is_pinned_leaves_room_for_the_rest():
     cache = make(4)
     put(cache, "a", 3)

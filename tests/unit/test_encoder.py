@@ -375,3 +375,22 @@ def test_another_revision_is_another(directory, family, tmp_path):
     changed = revision(families.load(copy).checkpoint, settings)
     config.write_text(config.read_text().replace("{", '{"extra": 1, ', 1))
     assert changed != revision(families.load(copy).checkpoint, settings)
+
+
+def test_what_was_encoded_can_be_had_again_without_pixels(encoder, family, passes):
+    items, media = request(picture(family, 56, 84, seed=1), picture(family, 84, 56, seed=2))
+    [first] = encoder.encode([(items, media)])
+    again = encoder.promise(items, first.keys)
+    [second] = encoder.encode([(again, media[:0])])
+    assert all(map(torch.equal, embeddings(second), embeddings(first)))
+    assert len(passes) == 1
+    [third] = encoder.encode([(again, media[:0])])
+    assert isinstance(third, LeaseLost)
+
+
+def test_what_was_not_kept_is_not_promised(encoder, family):
+    item, pixels = picture(family, 56, 84)
+    for medium in ((replace(item, keep=False), pixels), precomputed()):
+        items, media = request(picture(family, 84, 84), medium)
+        [answer] = encoder.encode([(items, media)])
+        assert encoder.promise(items, answer.keys) is None
