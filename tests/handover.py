@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 
 from triptych import contract
 from triptych.contract import ITEM_SIZE, DType, Ticket, TicketItem, aligned
+from triptych.engines.base import Media
 from triptych.handover import Publisher
 from triptych.handover.owner import NixlPublisher
+from triptych.handover.trust import load_key
 
-KEY = bytes(range(32))
+SECRET = "of the tests"
+"""What engines are told as the setting ``handover_key``."""
+KEY = load_key(SECRET)
 MIB = 1 << 20
 
 
@@ -39,18 +45,26 @@ class Spec(NamedTuple):
         return whole.view(getattr(torch, self.dtype))[:count].view(self.shape)
 
 
-def publish(publisher: Publisher, specs: Sequence[Spec]) -> tuple[torch.Tensor, Ticket]:
+Made = tuple[TicketItem, "npt.NDArray[np.uint8]"]
+"""An item and its bytes; where they lie is for `publish` to say."""
+
+
+def made(spec: Spec) -> Made:
+    """What an encoder would make."""
+    item = TicketItem("image", f"{spec.seed}", spec.dtype, spec.shape, 0)
+    return item, spec.make().view(-1).view(torch.uint8).numpy()
+
+
+def publish(publisher: Publisher, media: Sequence[Made]) -> tuple[torch.Tensor, Ticket]:
     """Do as the encoder does: room, write, publish."""
     items: list[TicketItem] = []
     offset = 0
-    for spec in specs:
-        items.append(TicketItem("image", f"{spec.seed}", spec.dtype, spec.shape, offset))
-        offset += aligned(items[-1].nbytes)
-    end = items[-1].offset + items[-1].nbytes if items else 0
-    whole = publisher.room(end)
-    for spec, item in zip(specs, items, strict=True):
-        part = whole[item.offset : item.offset + item.nbytes]
-        part.copy_(spec.make().view(-1).view(torch.uint8))
+    for item, _ in media:
+        items.append(msgspec.structs.replace(item, offset=offset))
+        offset += aligned(item.nbytes)
+    whole = publisher.room(items[-1].offset + items[-1].nbytes if items else 0)
+    for item, (_, data) in zip(items, media, strict=True):
+        whole[item.offset : item.offset + item.nbytes].copy_(torch.from_numpy(data))
     return whole, publisher.publish(whole, Ticket(items))
 
 
@@ -91,6 +105,13 @@ class Owner:
 
     def publish(self, *specs: Spec) -> Ticket:
         return contract.decode(self.ask("publish", list(specs)), Ticket)
+
+    def hand_over(self, media: Media) -> Ticket:
+        """A ticket for embeddings that are here."""
+        pairs = [
+            (item, tensor.contiguous().view(-1).view(torch.uint8).numpy()) for item, tensor in media
+        ]
+        return contract.decode(self.ask("hand over", pairs), Ticket)
 
     def leases(self, expected: int, within_s: float = 5.0) -> None:
         """Wait until so many leases are open: releases take a millisecond."""
@@ -135,10 +156,12 @@ def _serve(pipe: Any, capacity: int, lease_s: float, environ: dict[str, str]) ->
 
 def _answer(publisher: NixlPublisher, command: str, arguments: list[Any]) -> Any:
     if command == "publish":
+        return contract.encode(publish(publisher, [made(spec) for spec in arguments[0]])[1])
+    if command == "hand over":
         return contract.encode(publish(publisher, arguments[0])[1])
     if command == "publish many":
         count, spec = arguments
-        tickets = [publish(publisher, [spec])[1] for _ in range(count)]
+        tickets = [publish(publisher, [made(spec)])[1] for _ in range(count)]
         return msgspec.json.encode(tickets)
     if command == "corrupt":
         ctypes.c_uint8.from_address(arguments[0]).value ^= 1

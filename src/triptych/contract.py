@@ -73,6 +73,9 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ABORT = "abort"
 """Request parameter of ``decode_*``: its value is the Triton request id whose generation ends."""
 
+ORDER = "order"
+"""Name of an `Order` among what an engine is told with a request."""
+
 ITEM_ALIGNMENT = 64
 """Every item starts at a multiple of this many bytes in MEDIA and EMBEDDINGS, so that a view of
 any dtype is aligned and a copy of it is vectorised."""
@@ -229,6 +232,14 @@ class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
     """The owners of the items' memory, by name."""
     again: Again | None = None
     """None: what was encoded is in EMBEDDINGS, or the encoder cannot do it again."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What an engine that fetches embeddings itself gets with a request in their place, as JSON."""
+
+    id: str
+    """By which it is asked why the request failed."""
+    ticket: Ticket
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -175,8 +175,14 @@ class DecodeSettings(HandoverSettings, frozen=True, kw_only=True):
     """Requests that the engine generates for at a time."""
     engine_args: str = ""
     """Path of a JSON file whose object goes to the engine as it is."""
+    embedding_ingest: Literal["inline", "connector"] = "inline"
+    """How embeddings get into the engine. ``inline``: this stage has them, and they go with the
+    request. ``connector``: the request has their ticket, and the engine fetches them by NIXL into
+    the memory of its device; for vLLM with one worker, and ensembles that map no EMBEDDINGS. What
+    waits in the engine's queue for longer than ``handover_lease_s`` of the encoder is lost."""
     handover_buffer_mb: Positive = 1024
-    """Embeddings fetched by NIXL that the engine has not taken yet, in MiB; touched as needed."""
+    """Embeddings fetched by NIXL that the engine has not taken yet, in MiB; touched as needed, but
+    of a GPU, where ``connector`` has them, taken at once."""
     handover_timeout_s: PositiveSeconds = 10.0
     """Fetching of one request's embeddings, in seconds."""
     echo_token_delay_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0

@@ -65,7 +65,7 @@ def test_tritons_python_backend_is_imported_by_stages_alone(path):
 def test_an_engines_package_is_imported_in_its_own_file(path):
     for package, stem in ENGINE_PACKAGES.items():
         if any(name.split(".")[0] == package for name in imports(path)):
-            assert room(path) == "engines"
+            assert room(path) in {"engines", "handover"}
             assert path.stem.startswith(stem)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from handover import KEY, MIB, Owner, Spec, owner, publish, same, usage
+from handover import KEY, MIB, Owner, Spec, made, owner, publish, same, usage
 from triptych import contract
 from triptych.contract import Ticket
 from triptych.errors import InvalidValue, LeaseLost, Overloaded, TriptychError, Unavailable
@@ -34,7 +34,7 @@ class Road:
         """What `fetch` takes."""
         if self.far:
             return self.far.publish(*specs), None
-        embeddings, ticket = publish(self.near, specs)
+        embeddings, ticket = publish(self.near, [made(spec) for spec in specs])
         return contract.decode(contract.encode(ticket), Ticket), embeddings
 
     def fetch(self, published: Any) -> list[torch.Tensor]:
@@ -126,7 +126,7 @@ def test_nothing_is_left_when_all_was_read_and_dropped(road: Road) -> None:
 
 
 def test_a_ticket_of_another_road_is_refused(road: Road) -> None:
-    ticket = publish(road.near, [Spec(1, (2, 2))])[1]
+    ticket = publish(road.near, [made(Spec(1, (2, 2)))])[1]
     if road.far is None:
         ticket = Ticket([replace(ticket.items[0], where="nixl")])
     with pytest.raises(InvalidValue, match="among those"):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import msgspec
 
 from triptych.contract import Modality, Prompt, TicketItem
+from triptych.engines.claim import Claim
 from triptych.engines.sampling import Declaration, check_sampling
-from triptych.errors import ContextTooLong, InvalidValue
+from triptych.errors import ConfigurationError, ContextTooLong, InternalError, InvalidValue
 
 if TYPE_CHECKING:
     import torch
@@ -99,8 +100,15 @@ class Engine(ABC):
     sampling: ClassVar[Declaration] = {}
     """What the engine makes of each field of `triptych.engines.sampling.FIELDS`. One that is
     missing is refused by name."""
+    ingests: ClassVar[frozenset[str]] = frozenset({"inline"})
+    """The values of `DecodeSettings.embedding_ingest` that the engine serves."""
 
     def __init__(self, settings: DecodeSettings, family: Family) -> None:
+        if settings.embedding_ingest not in self.ingests:
+            raise ConfigurationError(
+                f"the engine {self.name} has no embedding_ingest {settings.embedding_ingest!r}, "
+                f"but {', '.join(sorted(self.ingests))}"
+            )
         self.settings = settings
         self.family = family
 
@@ -160,14 +168,22 @@ class Engine(ABC):
         Args:
             prompt: Its ``id`` is unique among the generations that are running.
             media: The embeddings of ``prompt.items``, in their order. They need only live until
-                the first delta.
+                the first delta. A `Claim` if `DecodeSettings.embedding_ingest` is ``connector``.
 
         Raises:
             InvalidRequest: The prompt or its media cannot be served; `ContextTooLong` where it
                 is longer than the context.
             Cancelled: `abort` or `stop` was called.
-            Unavailable: The engine has died.
+            Unavailable: The engine has died, or cannot fetch what a `Claim` is for.
         """
+
+    async def give_back(self, claim: Claim) -> None:
+        """Let the owner of a claim's embeddings have its memory back, unless `generate` sees to it.
+
+        Raises:
+            Unavailable: Not started, stopped, or dead.
+        """
+        raise InternalError(f"the engine {self.name} fetches nothing")
 
     @abstractmethod
     async def abort(self, prompt_id: str) -> None:

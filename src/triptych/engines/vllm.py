@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 
 from triptych.contract import Prompt, Sampling
-from triptych.engines import vllm_environment
+from triptych.engines import vllm_environment, vllm_ingest
 from triptych.engines.arguments import read_arguments
 from triptych.engines.base import (
     Alternative,
@@ -29,6 +29,7 @@ from triptych.engines.base import (
     TokenLogprob,
     Usage,
 )
+from triptych.engines.claim import Claim
 from triptych.engines.sampling import SUPPORTED, Declaration
 from triptych.engines.token_bytes import token_bytes
 from triptych.engines.vllm_arguments import build_config
@@ -57,6 +58,7 @@ class VllmEngine(Engine):
     """vLLM's `AsyncLLM`: its scheduler and workers are a process of their own."""
 
     name = "vllm"
+    ingests = frozenset({"inline", "connector"})
     sampling: ClassVar[Declaration] = {
         "max_tokens": SUPPORTED,
         "temperature": SUPPORTED,
@@ -132,10 +134,15 @@ class VllmEngine(Engine):
         try:
             (rendered,) = await llm.renderer.render_cmpl_async([engine_prompt])
             self._raise_if_aborted(prompt.id)
+            if isinstance(media, Claim):
+                vllm_ingest.refer(media.ticket, prompt.id, rendered, parameters)
+                media.taken = True
             drawn = 0
             async with aclosing(llm.generate(rendered, parameters, prompt.id)) as outputs:
                 async for output in outputs:
                     self._raise_if_aborted(prompt.id)
+                    if isinstance(media, Claim) and output.outputs[0].finish_reason == "error":
+                        raise await vllm_ingest.why(llm, prompt.id)
                     delta = _delta(output, prompt, drawn, llm.renderer.tokenizer)
                     drawn += delta.tokens
                     yield delta
@@ -151,6 +158,12 @@ class VllmEngine(Engine):
         if prompt_id in self._live and self._llm is not None:
             self._live[prompt_id] = True
             await self._llm.abort(prompt_id)
+
+    async def give_back(self, claim: Claim) -> None:
+        """By the engine's process, which alone is known to the owner."""
+        if not claim.taken:
+            claim.taken = True
+            await vllm_ingest.give_back(self._running(), claim.ticket)
 
     async def health(self) -> None:
         """Whether the engine's process lives."""
@@ -218,6 +231,8 @@ class VllmEngine(Engine):
         return [self._by_value(tensor) for tensor in tensors]
 
     def _by_value(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor
         return tensor.to("cpu", self._dtype if tensor.is_floating_point() else tensor.dtype)
 
 

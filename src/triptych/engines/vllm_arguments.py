@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from triptych.engines import vllm_environment
+from triptych.engines import vllm_environment, vllm_ingest
 from triptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,11 +43,14 @@ def build_config(
                 f"{settings.engine_args}: vLLM has no engine argument {name!r}{_hint(name, known)}"
             )
     start_method = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD")
+    ingest = vllm_ingest.arguments(settings, family, given)
     try:
-        arguments = AsyncEngineArgs(**{**_defaults(settings, family, on_cpu=on_cpu), **given})
+        defaults = _defaults(settings, family, on_cpu=on_cpu)
+        arguments = AsyncEngineArgs(**{**defaults, **given, **ingest})
         config = arguments.create_engine_config()
     except Exception as error:
         raise ConfigurationError(f"vLLM refuses its configuration: {error}") from error
+    vllm_ingest.prepare(settings, config)
     if on_cpu:
         vllm_environment.fork_on_cpu(start_method)
         if config.cache_config.kv_cache_memory_bytes is None:
