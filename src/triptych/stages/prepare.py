@@ -77,6 +77,8 @@ class Preparer:
             settings.model,
             {modality: family.placeholder(modality) for modality in family.modalities},
             max_model_len=settings.max_model_len or family.context_length,
+            family=family.name,
+            unserved=family.unserved,
         )
 
     def begin(
