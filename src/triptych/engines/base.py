@@ -100,7 +100,7 @@ class Engine(ABC):
     sampling: ClassVar[Declaration] = {}
     """What the engine makes of each field of `triptych.engines.sampling.FIELDS`. One that is
     missing is refused by name."""
-    ingests: ClassVar[frozenset[str]] = frozenset({"inline"})
+    ingests: frozenset[str] = frozenset({"inline"})
     """The values of `DecodeSettings.embedding_ingest` that the engine serves."""
 
     def __init__(self, settings: DecodeSettings, family: Family) -> None:

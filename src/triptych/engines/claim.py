@@ -21,12 +21,17 @@ class Claim(list["tuple[TicketItem, torch.Tensor]"]):
     """
 
     def __init__(self, ticket: Ticket) -> None:
+        super().__init__()
+        self.renew(ticket)
+
+    def renew(self, ticket: Ticket) -> None:
+        """Refer to embeddings elsewhere."""
         import torch
 
-        super().__init__(
+        self[:] = [
             (item, torch.empty(item.shape, dtype=getattr(torch, item.dtype), device="meta"))
             for item in ticket.items
-        )
+        ]
         self.ticket = ticket
         self.taken = False
         """Whether the engine sees to the leases of the embeddings; till then the caller must."""

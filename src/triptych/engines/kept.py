@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from triptych import processes
 from triptych.contract import Prompt
 from triptych.engines.base import Delta, Engine, Media
+from triptych.engines.claim import Claim
 from triptych.errors import Cancelled, TriptychError, Unavailable
 from triptych.restarts import Restarts
 
@@ -63,6 +64,7 @@ class KeptEngine(Engine):
         on_outage: Callable[[str], None] = lambda why: None,
         on_end: Callable[[TriptychError], None] = lambda error: None,
     ) -> None:
+        self.ingests = engine_type.ingests
         super().__init__(settings, family)
         self._type = engine_type
         self._on_outage = on_outage
@@ -111,6 +113,11 @@ class KeptEngine(Engine):
     async def abort(self, prompt_id: str) -> None:
         """End a generation, if the engine of now has it."""
         await self._engine.abort(prompt_id)
+
+    async def give_back(self, claim: Claim) -> None:
+        """By the engine of now."""
+        await self.health()
+        await self._engine.give_back(claim)
 
     async def health(self) -> None:
         """Whether there is an engine."""

@@ -58,7 +58,7 @@ class DecodeModel:
         self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()
-        self._generations = Generations(engine, self._sender, _end_process)
+        self._generations = Generations(engine, self._sender, _end_process, again.encode_again)
         try:
             self._generations.start()
         except BaseException:
@@ -92,10 +92,14 @@ class DecodeModel:
         prompt = read_prompt(request)
         ticket = read_ticket(request)
         embeddings = read_embeddings(request) if ticket.items else None
-        fetched = again.fetch(self._fetchers, ticket, embeddings)
         reply.prompt = prompt
         outbox = Outbox(reply, stream=prompt.stream, times=reply.times)
         request_id = request.request_id()
+        if (claim := self._fetchers.claim(ticket)) is not None:
+            reply.times.encoded = time.monotonic()
+            self._generations.begin(request_id, prompt, claim, outbox)
+            return
+        fetched = again.fetch(self._fetchers, ticket, embeddings)
 
         def begin(fetched: Future[again.Fetched]) -> None:
             try:

@@ -10,14 +10,16 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from triptych.contract import Prompt
-from triptych.engines.base import Engine, Media
+from triptych.contract import Again, Prompt, Ticket
+from triptych.engines.base import Delta, Engine, Media
+from triptych.engines.claim import Claim
 from triptych.errors import Cancelled, InternalError, TriptychError
+from triptych.stages import claims
 from triptych.stages.outbox import Outbox, Sender
 
 logger = logging.getLogger("triptych.stages.decode")
@@ -37,6 +39,7 @@ class Generations:
         engine: Not started yet.
         sender: Takes the deltas.
         on_death: Called once, on the loop, when an engine that had started is no longer healthy.
+        encode_again: See `triptych.stages.claims`.
     """
 
     def __init__(
@@ -44,14 +47,17 @@ class Generations:
         engine: Engine,
         sender: Sender,
         on_death: Callable[[TriptychError], None] = lambda error: None,
+        encode_again: Callable[[Again], Ticket] | None = None,
     ) -> None:
         self._engine = engine
+        self._encode_again = encode_again
         self._sender = sender
         self._on_death = on_death
         self._watch: asyncio.Task[None] | None = None
         self._aborts = Aborts()
         self._tasks: dict[str, set[asyncio.Task[None]]] = {}
         """By Triton request id. As all that follows, touched on the loop only."""
+        self._left_over: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         # It lives as long as the engine: the kernel ends an engine's process with the thread that
         # started it, and not only with the whole process.
@@ -82,12 +88,13 @@ class Generations:
             outbox: Gets the deltas, and is told to the sender.
         """
         task: list[asyncio.Task[None]] = []
+        claim = media if isinstance(media, Claim) else None
 
         def create() -> None:
             work = self._generate(request_id, prompt, media, outbox)
             task.append(self._loop.create_task(work))
             self._tasks.setdefault(request_id, set()).add(task[0])
-            task[0].add_done_callback(lambda done: self._ended(request_id, done, outbox))
+            task[0].add_done_callback(lambda done: self._ended(request_id, done, outbox, claim))
 
         def cancel() -> None:
             self._loop.call_soon_threadsafe(lambda: task[0].cancel())
@@ -141,7 +148,7 @@ class Generations:
             if self._aborts.claim(request_id):
                 raise Cancelled("the request was aborted before its generation began")
             finished = False
-            deltas = self._engine.generate(prompt, media)
+            deltas = self._deltas(prompt, media)
             del media
             async with aclosing(deltas):
                 async for delta in deltas:
@@ -152,6 +159,11 @@ class Generations:
         except Exception as error:
             self._sender.fail(outbox, error)
 
+    def _deltas(self, prompt: Prompt, media: Media) -> AsyncGenerator[Delta, None]:
+        if isinstance(media, Claim) and self._encode_again is not None:
+            return claims.generate(self._engine, self._encode_again, prompt, media)
+        return self._engine.generate(prompt, media)
+
     def _abort(self, request_id: str) -> None:
         tasks = self._tasks.get(request_id)
         if not tasks:
@@ -160,10 +172,17 @@ class Generations:
         for task in tasks:
             task.cancel()
 
-    def _ended(self, request_id: str, task: asyncio.Task[None], outbox: Outbox) -> None:
+    def _ended(
+        self, request_id: str, task: asyncio.Task[None], outbox: Outbox, claim: Claim | None
+    ) -> None:
         # Here, since a task that is cancelled before its first step runs nothing of its own.
         if task.cancelled():
             self._sender.fail(outbox, Cancelled("the generation was ended"))
+        if claim is not None and not claim.taken:
+            self._left_over.add(
+                left := self._loop.create_task(claims.give_back(self._engine, claim))
+            )
+            left.add_done_callback(self._left_over.discard)
         tasks = self._tasks[request_id]
         tasks.discard(task)
         if not tasks:
@@ -177,6 +196,7 @@ class Generations:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._left_over)
         await self._engine.stop()
 
 

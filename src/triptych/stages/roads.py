@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from triptych import contract
 from triptych.contract import Item, Ticket
-from triptych.errors import Unavailable
+from triptych.engines.claim import Claim
+from triptych.errors import ConfigurationError, Unavailable
 from triptych.handover import Fetcher, Publisher, TensorFetcher, TensorPublisher, trust
 from triptych.settings import DecodeSettings, EncoderSettings
 
@@ -83,13 +84,34 @@ class Fetchers:
         self._nixl: NixlFetcher | None = None
         self._closed = False
         self._lock = threading.Lock()
-        if settings.handover_at_start:
+        self._engine_fetches = settings.embedding_ingest == "connector"
+        # The engine's process is a fork of this one, and NIXL must not be.
+        if settings.handover_at_start and not self._engine_fetches:
             self._start()
 
     @property
     def closed(self) -> bool:
         """Whether nothing is fetched any more."""
         return self._closed
+
+    def claim(self, ticket: Ticket) -> Claim | None:
+        """What the engine fetches itself; None: it does not, or there is nothing to fetch.
+
+        Raises:
+            ConfigurationError: It should, but the embeddings are in EMBEDDINGS.
+            InvalidValue: The ticket is none that an encoder writes.
+        """
+        if not self._engine_fetches or not ticket.items:
+            return None
+        from triptych.handover.parts import parts
+
+        if any(item.where == "tensor" for item in ticket.items):
+            raise ConfigurationError(
+                "embedding_ingest is 'connector', but the ensemble maps EMBEDDINGS: take it out "
+                "of the ensemble, as in chat_vllm_nixl, or set embedding_ingest to 'inline'"
+            )
+        parts(ticket)
+        return Claim(ticket)
 
     def choose(self, ticket: Ticket) -> Fetcher:
         """The road that a ticket names.
