@@ -1,0 +1,109 @@
+"""Packs what a GPU machine without a network lacks, in pieces that fit through a narrow door.
+
+::
+
+    .venvs/vllm/bin/python scripts/gpu/pack.py .pieces              # Triton, NIXL, what stages need
+    .venvs/vllm/bin/python scripts/gpu/pack.py .pieces --vllm 0.25.1   # and vLLM for its GPU
+
+Makes ``.pieces/00``, ``.pieces/01``, …, each at most `FOLDER_BYTES`, which are carried there one
+after the other; ``scripts/gpu/run.py take`` puts them together again. Whatever such a machine has
+already (PyTorch for its CUDA, transformers) is not packed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+MIB = 1 << 20
+FOLDER_BYTES = 40 * MIB
+PIECE_BYTES = 8 * MIB
+ROOT = Path(__file__).parents[2]
+GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)
+"""Of manylinux tags that are taken: pip matches each exactly."""
+UNNEEDED = ("opencv", "nixl-cu12")
+"""Pinned for other environments than that machine's, whose CUDA is 13."""
+STAGES = (
+    *("av", "blake3", "grpcio", "httpx", "httpcore", "h11", "hypothesis", "sortedcontainers"),
+    *("msgspec", "pybase64", "python-rapidjson", "pytest", "pytest-asyncio", "pytest-timeout"),
+    *("simplejpeg", "soxr", "tritonclient", "trustme", "cryptography", "cffi", "pycparser"),
+    *("pluggy", "iniconfig", "pillow", "tokenizers", "rich", "typer", "psutil"),
+    *("prometheus-client", "setuptools", "wheel"),
+)
+"""What the stages, the client and their tests import; in the versions of this environment."""
+
+
+def main() -> None:
+    """Download, cut, write the list."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", default="3.12", help="of the machine there")
+    parser.add_argument("--vllm", metavar="VERSION", help="pack this vLLM too")
+    arguments = parser.parse_args()
+    if arguments.folder.exists():
+        parser.error(f"{arguments.folder} exists")
+    pins = [*_pins("tritonserver"), *_pins("nixl-gpu")]
+    wanted = [pin for pin in pins if not pin.startswith(UNNEEDED)] + list(_installed(STAGES))
+    if arguments.vllm:
+        wanted.append(f"vllm=={arguments.vllm}")
+    with tempfile.TemporaryDirectory() as wheels:
+        _download(wanted, Path(wheels), arguments.python)
+        count = _cut(sorted(Path(wheels).glob("*.whl")), arguments.folder)
+    print(f"{count} folders in {arguments.folder}, to be carried in turn")
+
+
+def _pins(name: str) -> list[str]:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _installed(names: tuple[str, ...]) -> Iterator[str]:
+    for name in dict.fromkeys(names):
+        try:
+            yield f"{name}=={version(name)}"
+        except PackageNotFoundError:
+            print(f"{name} is not installed here, and so not packed", file=sys.stderr)
+
+
+def _download(wanted: list[str], into: Path, python: str) -> None:
+    """As wheels for the machine there, without what they need in turn."""
+    platforms = [f"--platform=manylinux_2_{number}_x86_64" for number in GLIBC]
+    platforms += ["--platform=manylinux2014_x86_64", "--platform=manylinux1_x86_64"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(into)]
+    command += ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
+    subprocess.run([*command, *platforms, *wanted], check=True)
+
+
+def _cut(wheels: list[Path], folder: Path) -> int:
+    """Write the wheels as pieces; the list of all is in every folder."""
+    listed = {
+        wheel.name: {
+            "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+            "pieces": -(-wheel.stat().st_size // PIECE_BYTES),
+        }
+        for wheel in wheels
+    }
+    number, room = 0, FOLDER_BYTES
+    for wheel in wheels:
+        data = wheel.read_bytes()
+        for piece, start in enumerate(range(0, len(data), PIECE_BYTES)):
+            part = data[start : start + PIECE_BYTES]
+            if len(part) > room:
+                number, room = number + 1, FOLDER_BYTES
+            room -= len(part)
+            place = folder / f"{number:02}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{wheel.name}.{piece:03}").write_bytes(part)
+            (place / "list.json").write_text(json.dumps(listed, indent=1))
+    return number + 1
+
+
+if __name__ == "__main__":
+    main()
