@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from replies import Recorded, until
 from triptych import families
 from triptych.contract import Prompt
 from triptych.engines.echo import EchoEngine
-from triptych.errors import Cancelled, ConfigurationError, InternalError, TriptychError, Unavailable
+from triptych.errors import Cancelled, ConfigurationError, InternalError
 from triptych.families import Family
 from triptych.settings import DecodeSettings
 from triptych.stages.generations import Aborts, Generations
@@ -179,34 +178,6 @@ def test_an_engine_that_fails_a_request_answers_it(
     running = Running(generations, family, "a", max_tokens=3)
     until(lambda: isinstance(running.error, expected))
     generations.stop()
-
-
-def test_an_engine_that_dies_is_noticed_once(
-    family: Family, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("triptych.stages.generations.WATCH_S", 0.01)
-    died: list[TriptychError] = []
-    engine = EchoEngine(settings(family), family)
-    generations = Generations(engine, sender, died.append)
-    generations.start()
-    time.sleep(0.05)
-    assert not died
-    engine._tokenizer = None
-    until(lambda: died)
-    time.sleep(0.05)
-    generations.stop()
-    assert [type(error) for error in died] == [Unavailable]
-
-
-def test_stopping_is_not_dying(
-    family: Family, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("triptych.stages.generations.WATCH_S", 0.001)
-    died: list[TriptychError] = []
-    generations = Generations(EchoEngine(settings(family), family), sender, died.append)
-    generations.start()
-    generations.stop()
-    assert not died
 
 
 class Clock:

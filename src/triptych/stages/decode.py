@@ -23,7 +23,9 @@ from triptych import contract, families
 from triptych.chat.chunks import ChunkWriter, TokenLogprob, TopLogprob
 from triptych.contract import Prompt
 from triptych.engines import base
+from triptych.engines.kept import KeptEngine
 from triptych.errors import TriptychError
+from triptych.pulse import Pulse
 from triptych.settings import DecodeSettings
 from triptych.stages import again, backend
 from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_ticket
@@ -54,18 +56,26 @@ class DecodeModel:
         backend.configure_logging()
         settings = backend.model_settings(DecodeSettings, args)
         backend.configure_logging(settings.log_level)
-        engine = self.engine_type(settings, families.load(settings.model))
+        self._pulse = Pulse(args["model_instance_name"])
+        engine = KeptEngine(
+            self.engine_type,
+            settings,
+            families.load(settings.model),
+            on_outage=self._pulse.tell,
+            on_end=_end_process,
+        )
         self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()
-        self._generations = Generations(engine, self._sender, _end_process, again.encode_again)
+        self._generations = Generations(engine, self._sender, again.encode_again)
         try:
             self._generations.start()
         except BaseException:
             self._fetchers.close()
             self._sender.stop(SEND_TIMEOUT_S)
             raise
-        logger.info("serving %s with %s", settings.model, engine.name)
+        self._pulse.follow(self._generations.loop)
+        logger.info("serving %s with %s", settings.model, self.engine_type.name)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Take the requests over; each is answered by the sender thread."""
@@ -114,7 +124,7 @@ class DecodeModel:
 
 
 def _end_process(error: TriptychError) -> None:
-    """End this stub, since its engine is dead: a process that is gone is seen from outside.
+    """End this stub, since no engine starts any more: a process that is gone is seen from outside.
 
     Triton would go on calling the model ready.
     """

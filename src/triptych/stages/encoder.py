@@ -22,6 +22,7 @@ from triptych.encode.lookup_server import LookupServer
 from triptych.encode.peers import Peers
 from triptych.errors import ConfigurationError, TriptychError
 from triptych.handover import Publisher
+from triptych.pulse import Pulse
 from triptych.settings import EncoderSettings
 from triptych.stages import backend
 from triptych.stages.encoder_inputs import read_items, read_media
@@ -42,6 +43,7 @@ class EncoderModel:
         """
         backend.configure_logging()
         settings = backend.model_settings(EncoderSettings, args)
+        self._pulse = Pulse(args["model_instance_name"])
         if settings.encoder_threads:
             torch.set_num_threads(settings.encoder_threads)
         self._name = args["model_name"]

@@ -18,14 +18,12 @@ from typing import Any, TypeVar
 from triptych.contract import Again, Prompt, Ticket
 from triptych.engines.base import Delta, Engine, Media
 from triptych.engines.claim import Claim
-from triptych.errors import Cancelled, InternalError, TriptychError
+from triptych.errors import Cancelled, InternalError
 from triptych.stages import claims
 from triptych.stages.outbox import Outbox, Sender
 
 logger = logging.getLogger("triptych.stages.decode")
 
-WATCH_S = 1.0
-"""Seconds between two looks at the engine's health."""
 STOP_TIMEOUT_S = 20.0
 """Seconds that the engine has to stop in; Triton gives 30 to the whole server."""
 
@@ -38,7 +36,6 @@ class Generations:
     Args:
         engine: Not started yet.
         sender: Takes the deltas.
-        on_death: Called once, on the loop, when an engine that had started is no longer healthy.
         encode_again: See `triptych.stages.claims`.
     """
 
@@ -46,24 +43,24 @@ class Generations:
         self,
         engine: Engine,
         sender: Sender,
-        on_death: Callable[[TriptychError], None] = lambda error: None,
         encode_again: Callable[[Again], Ticket] | None = None,
     ) -> None:
         self._engine = engine
         self._encode_again = encode_again
         self._sender = sender
-        self._on_death = on_death
-        self._watch: asyncio.Task[None] | None = None
         self._aborts = Aborts()
         self._tasks: dict[str, set[asyncio.Task[None]]] = {}
         """By Triton request id. As all that follows, touched on the loop only."""
         self._left_over: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
-        # It lives as long as the engine: the kernel ends an engine's process with the thread that
-        # started it, and not only with the whole process.
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="triptych-engine", daemon=True
         )
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The engine's."""
+        return self._loop
 
     def start(self) -> None:
         """Start the engine.
@@ -73,7 +70,7 @@ class Generations:
         """
         self._thread.start()
         try:
-            self._call(self._start()).result()
+            self._call(self._engine.start()).result()
         except BaseException:
             self.stop()
             raise
@@ -128,19 +125,6 @@ class Generations:
     def _call(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _start(self) -> None:
-        await self._engine.start()
-        self._watch = asyncio.create_task(self._watch_engine())
-
-    async def _watch_engine(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_S)
-            try:
-                await self._engine.health()
-            except TriptychError as error:
-                self._on_death(error)
-                return
-
     async def _generate(
         self, request_id: str, prompt: Prompt, media: Media, outbox: Outbox
     ) -> None:
@@ -190,8 +174,6 @@ class Generations:
             self._aborts.finished(request_id)
 
     async def _stop(self) -> None:
-        if self._watch:
-            self._watch.cancel()
         tasks = [task for tasks in self._tasks.values() for task in tasks]
         for task in tasks:
             task.cancel()

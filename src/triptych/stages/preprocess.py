@@ -26,6 +26,7 @@ from triptych.encode import lookup
 from triptych.encode.lookup_client import LookupClient
 from triptych.errors import Cancelled, Unavailable
 from triptych.media.loader import MediaLoader
+from triptych.pulse import Pulse
 from triptych.settings import PreprocessSettings
 from triptych.stages import backend
 from triptych.stages.held import EncoderHoldings
@@ -60,6 +61,7 @@ class PreprocessModel:
         backend.configure_logging()
         settings = backend.model_settings(PreprocessSettings, args)
         backend.configure_logging(settings.log_level)
+        self._pulse = Pulse(args["model_instance_name"])
         family = families.load(settings.model)
         self._max_tensors = settings.max_request_mb << 20
         self._loop = asyncio.new_event_loop()
@@ -70,6 +72,7 @@ class PreprocessModel:
             target=self._loop.run_forever, name="triptych-media", daemon=True
         )
         self._loop_thread.start()
+        self._pulse.follow(self._loop)
         self._courier.start()
         # Meanwhile the model loads on: the first picture shall not wait for a worker to start.
         warming = asyncio.run_coroutine_threadsafe(self._preparer.start(), self._loop)
