@@ -20,6 +20,7 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
+from by_ticket import INGESTS, vllm
 from checkpoints import tiny_llava, tiny_llava_next_video, tiny_qwen2_audio
 from generations import collect, said, whole
 from raw_vllm import Raw, RawVllm
@@ -32,7 +33,7 @@ from triptych.engines.base import Media
 from triptych.engines.vllm import VllmEngine
 from triptych.errors import InvalidValue
 from triptych.media.image import fit
-from triptych.settings import DecodeSettings, EncoderSettings
+from triptych.settings import EncoderSettings
 
 pytestmark = [
     pytest.mark.engine,
@@ -239,12 +240,13 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return KINDS[request.param](tmp_path_factory.mktemp("family") / request.param)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(kind: Kind) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(DecodeSettings(model=str(kind.family.checkpoint.path)), kind.family)
-    await engine.start()
-    yield engine
-    await engine.stop()
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=INGESTS)
+async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[VllmEngine]:
+    """Both ways for embeddings into the engine."""
+    if request.param == "connector" and kind.family.engine_encodes:
+        pytest.skip(f"vLLM takes pixels of {kind.family.name}, which no ticket has")
+    async with vllm(kind.family, request.param) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import qwen_checkpoints as tiny
+from by_ticket import INGESTS, vllm
 from generations import collect, said, whole
 from raw_vllm import Raw, RawVllm
 from triptych import families
@@ -33,7 +34,7 @@ from triptych.engines.base import Media
 from triptych.engines.vllm import VllmEngine
 from triptych.errors import InvalidValue
 from triptych.media.image import fit
-from triptych.settings import DecodeSettings, EncoderSettings
+from triptych.settings import EncoderSettings
 from unit.qwen import request as laid_out
 
 pytestmark = [
@@ -251,12 +252,11 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Kind(make(tmp_path_factory.mktemp("family") / request.param), cases)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(kind: Kind) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(DecodeSettings(model=str(kind.family.checkpoint.path)), kind.family)
-    await engine.start()
-    yield engine
-    await engine.stop()
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=INGESTS)
+async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[VllmEngine]:
+    """Both ways for embeddings into the engine."""
+    async with vllm(kind.family, request.param) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
