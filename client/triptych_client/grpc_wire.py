@@ -11,7 +11,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from triptych_client import errors
-from triptych_client.requests import ABORT, CHUNK, REQUEST, Call
+from triptych_client.requests import ABORT, CHUNK, REQUEST, REQUEST_TENSORS, Call
 from triptych_client.transport import Address
 
 OPTIONS = {
@@ -44,6 +44,9 @@ def chat_request(call: Call) -> Any:
     request.inputs.add(name=REQUEST, datatype="BYTES", shape=[1])
     # One element of BYTES: its length in four bytes, little-endian, then itself.
     request.raw_input_contents.append(len(call.body).to_bytes(4, "little") + call.body)
+    if call.tensors:
+        request.inputs.add(name=REQUEST_TENSORS, datatype="UINT8", shape=[len(call.tensors)])
+        request.raw_input_contents.append(call.tensors)
     return request
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from triptych_client import http_wire
 from triptych_client.background import Background, TaskBackground, ThreadBackground
-from triptych_client.errors import ConnectionFailed, TriptychClientError
+from triptych_client.errors import ConnectionFailed, InvalidValue, TriptychClientError
 from triptych_client.requests import Call
 from triptych_client.transport import (
     CONTROL_TIMEOUT_S,
@@ -167,6 +167,8 @@ class HttpTransport(Transport):
 
     def open(self, call: Call) -> HttpExchange:
         """As `Transport` says; the request leaves with the first `receive`."""
+        if call.tensors:  # in JSON they would be a list of numbers, one a byte
+            raise InvalidValue("embeddings travel by gRPC alone; give host:port as the address")
         return self._exchange(self._client, call, self.address)
 
     async def ready(self, model: str) -> bool:

@@ -10,9 +10,10 @@ The helpers return plain dicts, so JSON from elsewhere serves as well.
 
 from __future__ import annotations
 
-from typing import Literal, Required, TypeAlias, TypedDict
+from typing import Any, Literal, Required, TypeAlias, TypedDict
 
 from triptych_client.media import Source, locate
+from triptych_client.tensors import Embeddings
 
 
 class ImageURL(TypedDict, total=False):
@@ -57,7 +58,21 @@ class AudioPart(TypedDict):
     audio_url: URL
 
 
-Part: TypeAlias = TextPart | ImagePart | VideoPart | AudioPart
+class ImageEmbeds(TypedDict, total=False):
+    """What a picture has become elsewhere."""
+
+    tensor: Required[Embeddings]
+    image_grid_thw: tuple[int, int, int]
+
+
+class ImageEmbedsPart(TypedDict):
+    """A picture's embeddings in its place."""
+
+    type: Literal["image_embeds"]
+    image_embeds: ImageEmbeds
+
+
+Part: TypeAlias = TextPart | ImagePart | VideoPart | AudioPart | ImageEmbedsPart
 
 
 class Message(TypedDict):
@@ -90,6 +105,25 @@ def image(source: Source, *, detail: Literal["auto", "low", "high"] | None = Non
     if detail is not None:
         url["detail"] = detail
     return {"type": "image_url", "image_url": url}
+
+
+def image_embeds(
+    embeddings: Any, *, grid_thw: tuple[int, int, int] | None = None
+) -> ImageEmbedsPart:
+    """A picture's embeddings for a message, sent as raw bytes beside it. gRPC alone carries them.
+
+    Args:
+        embeddings: What the served model's tower and projector make of the picture: a numpy array
+            or torch tensor of float32, float16 or bfloat16, of shape (tokens, width).
+        grid_thw: Steps, rows and columns of patches, which the Qwen-VL families need.
+
+    Raises:
+        InvalidValue: It is no such array.
+    """
+    found: ImageEmbeds = {"tensor": Embeddings(embeddings)}
+    if grid_thw is not None:
+        found["image_grid_thw"] = grid_thw
+    return {"type": "image_embeds", "image_embeds": found}
 
 
 def video(source: Source) -> VideoPart:

@@ -10,8 +10,10 @@ import msgspec
 
 from triptych_client.errors import InvalidValue
 from triptych_client.messages import Message, user
+from triptych_client.tensors import Layout
 
 REQUEST = "REQUEST"
+REQUEST_TENSORS = "TENSORS"
 CHUNK = "CHUNK"
 ABORT = "abort"
 """Names of the server's tensors, and of the parameter that ends a generation."""
@@ -62,9 +64,12 @@ class Call(msgspec.Struct, frozen=True):
     """The JSON for REQUEST."""
     timeout: float | None
     """Seconds for the whole answer, from when it is sent; None: no limit."""
+    tensors: bytes = b""
+    """TENSORS, pieces of which the JSON names; mostly empty."""
 
     def __repr__(self) -> str:
-        return f"Call({self.model!r}, {self.id!r}, {len(self.body)} bytes)"
+        sizes = f"{len(self.body)} bytes, {len(self.tensors)} of tensors"
+        return f"Call({self.model!r}, {self.id!r}, {sizes})"
 
 
 def build_call(
@@ -92,8 +97,9 @@ def build_call(
     if isinstance(messages, str):
         messages = [user(messages)]
     fields = {"model": model, "messages": messages, "stream": stream, **sampling}
+    tensors = Layout()
     try:
-        body = msgspec.json.encode(fields)
+        body = msgspec.json.encode(fields, enc_hook=tensors.place)
     except (TypeError, ValueError) as error:
         raise InvalidValue(f"the request cannot be written as JSON: {error}") from None
-    return Call(model, uuid.uuid4().hex, body, timeout)
+    return Call(model, uuid.uuid4().hex, body, timeout, tensors.join())

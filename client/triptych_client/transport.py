@@ -65,7 +65,11 @@ class Transport(Protocol):
     """What is still to be done for callers that have gone; `close` waits for it."""
 
     def open(self, call: Call) -> Exchange:
-        """Begin a chat; what goes wrong is raised by `Exchange.receive`."""
+        """Begin a chat; what goes wrong on the way is raised by `Exchange.receive`.
+
+        Raises:
+            InvalidValue: It cannot carry the request.
+        """
         ...
 
     async def ready(self, model: str) -> bool:

@@ -18,6 +18,7 @@ SERVER = sorted(BY_CODE)
 
 def test_tensors_have_the_same_names():
     assert requests.REQUEST == contract.REQUEST
+    assert requests.REQUEST_TENSORS == contract.REQUEST_TENSORS
     assert requests.CHUNK == contract.CHUNK
     assert requests.ABORT == contract.ABORT
 

@@ -22,7 +22,7 @@ from triptych.contract import CHUNK, REQUEST, REQUEST_TENSORS, TEXT, Item
 from triptych.errors import TriptychError
 from triptych.media import image
 from triptych.server import Server
-from triptych_client import Client, user
+from triptych_client import Client, InvalidValue, image_embeds, user
 from triptych_client import image as picture
 
 pytestmark = pytest.mark.server
@@ -100,6 +100,23 @@ def test_the_answer_is_that_to_the_picture(vllm_server, direct, case, embedded) 
     part, octets = embedded
     assert direct.ask(case.question, part, tensors=octets) == seen
     assert seen == case.answer
+
+
+@pytest.mark.parametrize("dtype", ["float32", "torch.float32"])
+def test_by_the_client_library(vllm_server, direct, case, embedded, dtype) -> None:
+    part, octets = embedded
+    shape = part["image_embeds"]["tensor"]["shape"]
+    embeddings = octets[7:].copy().view(np.float32).reshape(shape)
+    given = torch.from_numpy(embeddings) if dtype.startswith("torch") else embeddings
+    shown = image_embeds(given, grid_thw=part["image_embeds"]["image_grid_thw"])
+    asked = {"stream": False, "temperature": 0, "max_tokens": 96}
+    with Client(f"localhost:{vllm_server.grpc_port}") as client:
+        said = client.chat([user(shown, case.question)], **asked).text
+    assert said == direct.ask(case.question, part, tensors=octets)
+    with Client(f"http://localhost:{vllm_server.http_port}") as client:
+        with pytest.raises(InvalidValue, match="by gRPC alone"):
+            client.chat([user(shown, case.question)], **asked)
+        assert client.chat("Hello", stream=False, max_tokens=4).text
 
 
 def test_from_shared_memory(direct, case, embedded) -> None:
