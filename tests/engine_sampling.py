@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine_contract import words
+from engine_contract import need, words
 from generations import changed, collect, generation, text
 from reference import HuggingFaceReference
 from triptych.engines.base import Engine
@@ -19,12 +19,6 @@ from triptych.engines.token_bytes import token_bytes
 from triptych.families import Family
 
 LENGTH = 16
-
-
-def need(engine: Engine, field: str) -> None:
-    """Skip what the engine refuses; that it does so by name is `EngineContract`'s to test."""
-    if engine.sampling[field].kind == "refused":
-        pytest.skip(f"{engine.name} refuses {field}")
 
 
 def penalised(model: Any, prompt: Sequence[int], **penalties: float) -> list[int]:

@@ -16,6 +16,7 @@ from triptych.chat.request import UNSERVED
 from triptych.contract import Modality
 from triptych.engines.base import Engine
 from triptych.engines.sampling import FIELDS, UNDECLARED
+from triptych.engines.trtllm import TrtllmEngine
 from triptych.engines.vllm import VllmEngine
 from triptych.families import FAMILIES, Family
 
@@ -23,7 +24,7 @@ Form = Literal["url", "data", "file", "embeddings"]
 """``url``: http and https; ``data``: data URI; ``file``: file URL, where a directory is allowed;
 ``embeddings``: precomputed ones, by any of the three."""
 
-ENGINES: tuple[type[Engine], ...] = (VllmEngine,)
+ENGINES: tuple[type[Engine], ...] = (VllmEngine, TrtllmEngine)
 """All but ``echo``, which serves whatever a family does and has no model."""
 
 Row = tuple[str, ...]
@@ -39,6 +40,8 @@ class Cell(msgspec.Struct, frozen=True):
     served: bool
     why: str = ""
     """Why not."""
+    caution: str = ""
+    """What to know of the engine before relying on it."""
 
 
 def cells(
@@ -47,7 +50,7 @@ def cells(
     """The whole matrix, families in the order of `FAMILIES`."""
     engines = list(engines)
     return [
-        Cell(family.name, medium, form, engine.name, served=not why, why=why)
+        Cell(family.name, medium, form, engine.name, not why, why, engine.caution)
         for family in families
         for medium in get_args(Modality)
         for engine in engines
@@ -107,8 +110,9 @@ def markdown(rows: Iterable[Row]) -> str:
 def table(matrix: Iterable[Cell]) -> Iterator[Row]:
     """A header, then a row for each medium of each family: what each engine serves, why not all."""
     matrix = list(matrix)
-    engines = list(dict.fromkeys(cell.engine for cell in matrix))
-    yield ("family", "medium", *engines, "why not")
+    engines = {cell.engine: cell.caution for cell in matrix}
+    shown = [f"{engine} ({caution})" if caution else engine for engine, caution in engines.items()]
+    yield ("family", "medium", *shown, "why not")
     for (family, medium), found in groupby(matrix, lambda cell: (cell.family, cell.medium)):
         row = list(found)
         forms = [

@@ -16,6 +16,7 @@ from triptych import families, matrix
 from triptych.cli import main
 from triptych.contract import Modality
 from triptych.engines.base import Engine
+from triptych.engines.vllm import VllmEngine
 from triptych.errors import InvalidValue, UnsupportedMedium
 from triptych.families import Family
 
@@ -27,7 +28,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "Qwen3-VL": qwen_checkpoints.tiny_qwen3_vl,
     "Qwen2-Audio": checkpoints.tiny_qwen2_audio,
 }
-CELLS = {(cell.family, cell.medium, cell.form): cell for cell in matrix.cells()}
+CELLS = {(cell.family, cell.medium, cell.form): cell for cell in matrix.cells(engines=[VllmEngine])}
 
 
 def plans(family: Family, medium: Modality) -> bool:
@@ -70,24 +71,29 @@ def test_the_matrix_is_what_the_family_does(name: str, tmp_path: Path) -> None:
 
 
 def test_there_is_a_reason_for_every_no() -> None:
-    assert all(bool(cell.why) != cell.served for cell in CELLS.values())
+    assert all(bool(cell.why) != cell.served for cell in matrix.cells())
 
 
 def test_an_engine_may_refuse_what_a_family_has() -> None:
     class Picky(Engine):
         name = "picky"
+        caution = "untried"
 
         @classmethod
         def refuses(cls, family: type[Family], modality: Modality) -> str:
             return "no pictures here" if modality == "image" else ""
 
-    found = matrix.cells(engines=[*matrix.ENGINES, Picky])
+    found = matrix.cells(engines=[VllmEngine, Picky])
     reasons = {(cell.medium, cell.why) for cell in found if cell.engine == "picky" and cell.why}
     assert ("image", "no pictures here") in reasons
     header, *rows = matrix.table(found)
-    assert header == ("family", "medium", "vllm", "picky", "why not")
+    assert header == ("family", "medium", "vllm", "picky (untried)", "why not")
     first = ("LLaVA-1.5", "image", "url, data, file, embeddings", "no", "no pictures here")
     assert rows[0] == first
+
+
+def test_an_engine_that_has_never_run_is_shown_as_such() -> None:
+    assert "trtllm (never run against the real engine)" in next(matrix.table(matrix.cells()))
 
 
 def shown_in_readme(repository_root: Path, name: str) -> str:
@@ -113,6 +119,7 @@ def test_the_command_prints_it_in_three_ways(capsys: Any) -> None:
         "engine": "vllm",
         "served": True,
         "why": "",
+        "caution": "",
     }
     assert main(["matrix", "--markdown"]) == 0
     assert capsys.readouterr().out == matrix.markdown(matrix.table(matrix.cells())) + "\n"

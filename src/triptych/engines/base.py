@@ -11,7 +11,13 @@ import msgspec
 from triptych.contract import Modality, Prompt, TicketItem
 from triptych.engines.claim import Claim
 from triptych.engines.sampling import Declaration, check_sampling
-from triptych.errors import ConfigurationError, ContextTooLong, InternalError, InvalidValue
+from triptych.errors import (
+    ConfigurationError,
+    ContextTooLong,
+    InternalError,
+    InvalidValue,
+    UnsupportedMedium,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +103,8 @@ class Engine(ABC):
 
     name: ClassVar[str]
     """As in ``triptych serve --engine``."""
+    caution: ClassVar[str] = ""
+    """What to know before relying on it; `triptych matrix` shows it."""
     sampling: ClassVar[Declaration] = {}
     """What the engine makes of each field of `triptych.engines.sampling.FIELDS`. One that is
     missing is refused by name."""
@@ -146,6 +154,9 @@ class Engine(ABC):
             )
         items = [item for item, _ in media]
         check_media(prompt, items)
+        for index, item in enumerate(items):
+            if why := self.refuses(type(self.family), item.modality):
+                raise UnsupportedMedium(why, where=f"items[{index}]")
         return self.family.embedding_inputs(items, [tensor for _, tensor in media]) if items else {}
 
     @abstractmethod

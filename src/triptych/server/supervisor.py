@@ -29,7 +29,14 @@ WATCH_S = 0.5
 KILL_AFTER_S = 10.0
 """Past tritonserver's own timeout, before it is killed."""
 GREETING = msgspec.json.encode(
-    {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
+    {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 1,
+        "temperature": 0,
+        # An engine may refuse what the checkpoint's generation_config.json asks for.
+        "min_p": 0,
+        "repetition_penalty": 1,
+    }
 )
 """The chat that a ready server answers."""
 
