@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import struct
 
+import av
 import numpy as np
 import pytest
 
-from media_files import SOUNDS, clip, package_file, settings, sound
+from media_files import SOUNDS, clip, he_aac, package_file, settings, sound
 from media_planner import FilePlanner
 from triptych.errors import InvalidValue, MediaError, MediaTooLarge, MediaType, MediaUnreadable
 from triptych.media import MediaOptions, audio
@@ -28,6 +30,18 @@ def test_every_codec_is_heard(codec, form, rate):
     assert samples.size == pytest.approx(24_000, abs=1_600)
     assert peak(samples) == pytest.approx(440, abs=1)
     assert samples[1_000:-2_000].std() == pytest.approx(0.5 / 2**0.5, rel=0.06)
+
+
+def test_he_aac_is_heard_at_its_doubled_rate():
+    doubled = he_aac()
+    with av.open(io.BytesIO(doubled)) as container:
+        assert container.streams.audio[0].codec_context.sample_rate == 44_100
+    samples, plain = load(doubled), load(sound("aac", "ipod", 22_050))
+    assert samples.size == plain.size
+    assert peak(samples) == pytest.approx(440, abs=1)
+    assert samples[1_000:-2_000].std() == pytest.approx(0.5 / 2**0.5, rel=0.06)
+    with pytest.raises(ValueError, match="libfdk_aac"):  # with it, encode the real thing
+        av.codec.Codec("libfdk_aac", "w")
 
 
 def test_channels_are_averaged():
