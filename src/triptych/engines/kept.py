@@ -16,13 +16,13 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from triptych import processes
 from triptych.contract import Prompt
 from triptych.engines.base import Delta, Engine, Media
 from triptych.engines.claim import Claim
-from triptych.errors import Cancelled, TriptychError, Unavailable
+from triptych.errors import TriptychError, Unavailable
 from triptych.restarts import Restarts
 
 if TYPE_CHECKING:
@@ -71,8 +71,10 @@ class KeptEngine(Engine):
         self._on_end = on_end
         self._engine: Engine = engine_type(settings, family)
         self._outage: Unavailable | None = Unavailable("the engine is not running")
-        self._live = 0
-        """Generations under way."""
+        self._live: set[asyncio.Task[Any]] = set()
+        """Of the generations under way, those who read them."""
+        self._cut: set[asyncio.Task[Any]] = set()
+        """Those of them whose engine has ended."""
         self._moved = 0.0
         """When one of them last moved, `time.monotonic` seconds."""
         self._keeper: asyncio.Task[None] | None = None
@@ -94,7 +96,9 @@ class KeptEngine(Engine):
         engine = self._engine
         if not self._live:
             self._moved = time.monotonic()
-        self._live += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._live.add(task)
         deltas = engine.generate(prompt, media)
         del media
         try:
@@ -102,13 +106,14 @@ class KeptEngine(Engine):
                 async for delta in deltas:
                     self._moved = time.monotonic()
                     yield delta
-        except Cancelled:
-            if self._outage is None and engine is self._engine:
+        except asyncio.CancelledError:
+            if task not in self._cut:
                 raise
-            # It was not the caller who ended it.
+            self._cut.discard(task)
+            task.uncancel()
             raise Unavailable("the engine died during the generation") from None
         finally:
-            self._live -= 1
+            self._live.discard(task)
 
     async def abort(self, prompt_id: str) -> None:
         """End a generation, if the engine of now has it."""
@@ -176,7 +181,10 @@ class KeptEngine(Engine):
         self._on_outage(fault.what)
 
     async def _end(self) -> None:
-        """End what is left of the engine, also where it cannot be asked to."""
+        """End what is left of the engine, and who still waits for it, since it may not do so."""
+        for task in self._live:
+            self._cut.add(task)
+            task.cancel()
         for pid in self._engine.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -176,16 +176,18 @@ class VllmEngine(Engine):
                 return
             for prompt_id in list(self._live):
                 await self.abort(prompt_id)
-            # A start under way comes to its end first.
-            await asyncio.get_running_loop().run_in_executor(self._starter, lambda: None)
-            if self._llm is not None:
-                self._llm.shutdown()
-                # Its __del__ shuts down once more, and must not wait for the interpreter's end,
-                # when the modules it needs are gone.
-                self._llm = None
-                gc.collect()
+            # In that thread a start under way comes to its end first.
+            await asyncio.get_running_loop().run_in_executor(self._starter, self._shut_down)
             self._starter.shutdown()
             self._stopped = True
+
+    def _shut_down(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            # Its __del__ shuts down once more, and must not wait for the interpreter's end, when
+            # the modules it needs are gone.
+            self._llm = None
+            gc.collect()
 
     def _running(self) -> AsyncLLM:
         if self._llm is None:
