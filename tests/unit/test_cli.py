@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from triptych.cli.chat import conversation, show_text
 from triptych.cli.doctor import settings_in_force
 from triptych.cli.serve import read_settings
 from triptych.errors import ConfigurationError
+from triptych.media import resample
 from triptych_client import Chunk
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
@@ -244,9 +246,16 @@ def test_doctor_finds_what_is_here(capsys, repository_root):
     assert Path(report["tritonserver"]["python_stub"]).is_file()
     assert report["packages"]["msgspec"]
     assert report["shm"]["total"] > 0
+    assert report["scaling"] == resample.describe()
     stages = {setting["stage"] for setting in report["settings"]}
     folders = {path.parent.name for path in repository_root.glob("model_repository/*/config.pbtxt")}
     assert stages == {folder for folder in folders if not folder.startswith("chat_")}
+
+
+def test_doctor_says_who_scales_pictures(capsys):
+    main(["doctor"])
+    facts = dict(re.findall(r"^(\S.*?)  +(.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert facts["pictures are scaled by"] == resample.describe()
 
 
 def test_doctor_names_what_is_wrong(capsys, monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 
 import numpy as np
@@ -36,6 +37,17 @@ def pillow(pixels, height, width, name, box=None):
 
 def test_it_is_there():
     assert resample.available()
+    assert resample.describe().endswith("so, AVX2")
+
+
+def test_one_that_gives_other_pixels_is_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(resample, "_agrees", lambda kernel: False)
+    kernel, why = resample._load.__wrapped__()
+    assert kernel is None
+    assert re.fullmatch(
+        r"Pillow, about .*: _resample\S*\.so does not give this Pillow's pixels", why
+    )
+    assert "is left out" in caplog.text
 
 
 @given(height=SIDES, width=SIDES, target=st.tuples(SIDES, SIDES), name=FILTERS, seed=SIDES)

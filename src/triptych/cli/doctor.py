@@ -22,6 +22,7 @@ from tritonclient.grpc import model_config_pb2
 import triptych
 from triptych import settings
 from triptych.errors import ConfigurationError
+from triptych.media import resample
 from triptych.server import installation
 from triptych.server.options import DEFAULT_REPOSITORY
 
@@ -74,6 +75,8 @@ class Report(msgspec.Struct):
     memory_bytes: int
     shm: dict[str, int]
     """/dev/shm: ``total`` and ``free`` bytes, ``regions`` of servers, running or killed."""
+    scaling: str
+    """Who scales pictures; see `triptych.media.resample.describe`."""
     limits: dict[str, int | Literal["unlimited"]]
     settings: list[Setting]
     problems: list[str]
@@ -107,6 +110,7 @@ def examine(repository: Path | None = None) -> Report:
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         shm=shm,
+        scaling=resample.describe(),
         limits={name: _limit(number) for name, number in LIMITS.items()},
         settings=_attempt(problems, settings_in_force, repository or DEFAULT_REPOSITORY) or [],
         problems=problems,
@@ -191,6 +195,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
             f"{shm['total'] >> 20} MiB, {shm['free'] >> 20} MiB free, "
             f"{shm['regions']} regions of servers",
         ),
+        ("pictures are scaled by", report.scaling),
         *((f"limit of {name}", str(value)) for name, value in report.limits.items()),
     ]
 
