@@ -40,15 +40,11 @@ VOCABULARY = 768
 """Rows of the embedding: the tokens, rounded up to a multiple of 64."""
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(images=0, videos=0) -%}
-{%- for message in messages -%}
-{%- if loop.first and message.role != 'system' -%}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.content is string -%}
-{{- message.content -}}
+{%- macro show(content) -%}
+{%- if content is string -%}
+{{- content -}}
 {%- else -%}
-{%- for part in message.content -%}
+{%- for part in content -%}
 {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
 {%- set seen.images = seen.images + 1 -%}
 {%- if add_vision_id -%}{{- 'Picture ' ~ seen.images ~ ': ' -}}{%- endif -%}
@@ -62,12 +58,46 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
+{%- endmacro -%}
+{%- set first = messages[0] -%}
+{{- '<|im_start|>system\\n' -}}
+{{- show(first.content) if first.role == 'system' else 'You are a helpful assistant.' -}}
+{%- if tools -%}
+{{- '\\n\\n# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' -}}
+{{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' -}}
+{%- for tool in tools -%}
+{{- '\\n' + tool | tojson -}}
+{%- endfor -%}
+{{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and ' -}}
+{{- 'arguments within <tool_call></tool_call> XML tags:\\n<tool_call>\\n' -}}
+{{- '{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\\n</tool_call>' -}}
+{%- endif -%}
 {{- '<|im_end|>\\n' -}}
+{%- for message in messages -%}
+{%- if message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}
+{{- '<|im_start|>user' -}}
+{%- endif -%}
+{{- '\\n<tool_response>\\n' -}}{{- show(message.content) -}}{{- '\\n</tool_response>' -}}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- elif not (loop.first and message.role == 'system') -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{{- show(message.content) -}}
+{%- for call in message.tool_calls or [] -%}
+{%- if message.content or not loop.first -%}{{- '\\n' -}}{%- endif -%}
+{{- '<tool_call>\\n{\\"name\\": \\"' + call.function.name + '\\", \\"arguments\\": ' -}}
+{{- call.function.arguments | tojson + '}\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+"""That of Qwen 2.5 for tools, with the media of Qwen2.5-VL."""
 
 
 def build_config(tokenizer: Tokenizer) -> dict[str, Any]:

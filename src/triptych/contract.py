@@ -1,7 +1,8 @@
 """The tensors that pass between the models, and the JSON inside them. Their only home.
 
     model       tensor      type, dims       what
-    chat_*  in  REQUEST     BYTES [1]        one OpenAI chat-completions request, JSON
+    chat_*  in  REQUEST     BYTES [1]        one OpenAI chat-completions request, JSON; or one with
+                                             a raw `prompt` in place of `messages`
             in  TENSORS     UINT8 [-1]       embeddings that the request's parts name, end to end,
                                              as raw bytes (optional)
             out TEXT        BYTES [1]        the text added since the last response
@@ -260,6 +261,11 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    json_schema: str = ""
+    """JSON schema, as JSON, that the whole answer fulfils; empty: none."""
+    structural_tag: str = ""
+    """XGrammar's structural tag, as JSON, that the whole answer fulfils; empty: none. Never given
+    with ``json_schema``."""
 
 
 class PromptItem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -304,6 +310,10 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     stream: bool = False
     """False: one response with the whole answer."""
     include_usage: bool = True
+    usage_with_finish: bool = False
+    """The usage of a stream goes into the chunk with the finish reason, not into one more."""
+    tools: tuple[str, ...] = ()
+    """Names of the functions whose calls are read out of the text; empty: there are none."""
     arrived: float = 0.0
     """When preprocess got the request, seconds of this machine's `time.monotonic`."""
     decoded: float = 0.0

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from babbler import make_babbler, make_reciter
 from engine_contract import SLOTS, EngineContract, long, words
 from engine_sampling import SamplingContract
+from engine_structure import StructureContract
 from engine_tokens import TokensContract
 from generations import changed, collect, generation, picture, text
 from reference import HuggingFaceReference
@@ -61,7 +62,7 @@ async def engine(family: Family) -> AsyncIterator[Engine]:
     await engine.stop()
 
 
-class TestVllm(EngineContract, SamplingContract, TokensContract):
+class TestVllm(EngineContract, SamplingContract, StructureContract, TokensContract):
     pass
 
 

@@ -30,6 +30,16 @@ def parts(*content):
     return message(content=list(content))
 
 
+def prompt(value, **fields):
+    return json.dumps({"prompt": value, **fields}).encode()
+
+
+def test_a_prompt_without_messages():
+    assert parse(prompt("Once")) == ChatRequest(prompt="Once")
+    assert parse(prompt([5, 0, 7])) == ChatRequest(prompt=(5, 0, 7))
+    assert parse(body(prompt=None)) == parse(body())
+
+
 def test_the_least_request():
     assert parse(body()) == ChatRequest(messages=(Message("user", "hi"),))
 
@@ -81,8 +91,9 @@ def test_a_full_request():
 
 
 def test_null_is_not_given():
-    names = set(ChatRequest.__struct_fields__) - {"messages", "include_usage"}
-    extra = {"n", "stop", "stream_options", "tools", "response_format", "max_completion_tokens"}
+    apart = {"messages", "include_usage", "usage_with_finish"}
+    names = set(ChatRequest.__struct_fields__) - apart
+    extra = {"n", "stream_options", "suffix", "max_completion_tokens"}
     assert parse(body(**dict.fromkeys(names | extra))) == parse(body())
 
 
@@ -237,11 +248,19 @@ def test_a_value_of_wrong_type_or_range_is_named(field, value):
         (
             message(role="pope"),
             "messages[0].role",
-            'system, developer, user, assistant, got "pope"',
+            'system, developer, user, assistant, tool, got "pope"',
         ),
         (message(role=["user"]), "messages[0].role", "got a list of 1"),
-        (message(role="tool"), "messages[0].role", "'tool' are not served"),
         (message(role="function"), "messages[0].role", "'function' are not served"),
+        (body(prompt="a"), "messages", "must not be given with a prompt"),
+        (prompt(""), "prompt", "must not be empty"),
+        (prompt([]), "prompt", "must not be empty"),
+        (prompt(7), "prompt", "a string or a list of token ids"),
+        (prompt([1, "a"]), "prompt[1]", "must be an integer"),
+        (prompt([[1]]), "prompt[0]", "must be an integer"),
+        (prompt([True]), "prompt[0]", "must be an integer"),
+        (prompt([1 << 31]), "prompt[0]", "from 0 to 2147483647"),
+        (prompt("a", tools=[]), "tools", "must not be given with a prompt"),
         (message(name=5), "messages[0].name", "must be a string, got 5"),
         (message(content=None), "messages[0].content", "is required"),
         (message(content=5), "messages[0].content", "a string or a list of parts, got 5"),
@@ -539,6 +558,32 @@ MESSAGES = st.lists(
 REQUESTS = st.fixed_dictionaries(
     {"messages": MESSAGES},
     optional={
+        "tools": maybe(
+            st.lists(
+                st.builds(
+                    lambda name, described, strict: {
+                        "type": "function",
+                        "function": {"name": name, "description": described, "strict": strict},
+                    },
+                    st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True),
+                    maybe(TEXTS),
+                    maybe(st.booleans()),
+                ),
+                min_size=1,
+                max_size=4,
+                unique_by=lambda tool: tool["function"]["name"],
+            )
+        ),
+        "response_format": maybe(
+            st.just({"type": "json_object"})
+            | st.builds(
+                lambda schema: {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": schema},
+                },
+                st.dictionaries(TEXTS, TEXTS, max_size=3),
+            )
+        ),
         "model": maybe(TEXTS),
         "temperature": maybe(st.floats(0, 2)),
         "top_p": maybe(st.floats(0, 1, exclude_min=True)),
@@ -557,10 +602,12 @@ REQUESTS = st.fixed_dictionaries(
 @given(REQUESTS, st.booleans(), st.booleans())
 def test_a_good_request_comes_back_from_its_json(fields, stream, usage):
     if stream:
-        fields = {**fields, "stream": True, "stream_options": {"include_usage": usage}}
+        options = {"include_usage": usage, "usage_with_finish": not usage}
+        fields = {**fields, "stream": True, "stream_options": options}
     request = parse(msgspec.json.encode(fields))
     assert parse(write(request)) == request
     assert request.include_usage is (usage or not stream)
+    assert request.usage_with_finish is (stream and not usage)
     assert len(request.messages) == len(fields["messages"])
 
 

@@ -10,7 +10,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from triptych.chat.messages import MediaPart, Message, TextPart
 from triptych.chat.template import ChatTemplate, read_template, special_tokens
-from triptych.errors import ConfigurationError, InvalidRequest
+from triptych.chat.tools import Tool, ToolCall, show_tool
+from triptych.errors import ConfigurationError, InvalidRequest, UnknownField
 
 LLAVA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}"
@@ -66,6 +67,19 @@ def as_hugging_face(messages):
     """The messages as one gives them to transformers."""
     return [
         {
+            **(
+                {
+                    "tool_calls": [
+                        {
+                            "type": "function",
+                            "function": {"name": call.name, "arguments": call.arguments},
+                        }
+                        for call in message.tool_calls
+                    ]
+                }
+                if message.tool_calls
+                else {}
+            ),
             "role": message.role,
             "content": message.content
             if isinstance(message.content, str)
@@ -206,6 +220,100 @@ def test_special_tokens_are_variables(checkpoint, tokenizer):
     for name, token in tokenizer.special_tokens_map.items():
         if isinstance(token, str):
             assert ours[name] == token
+
+
+TOOLS = (
+    Tool("paint", "Paint <it> é.", {"type": "object", "properties": {"b": {}, "a": {}}}),
+    Tool("wash"),
+)
+CALL = ToolCall("c1", "paint", {"b": "é <b>", "a": 1})
+WITH_TOOLS = [
+    (Message("user", "Paint it."),),
+    (
+        Message("system", "Be brief."),
+        Message("user", (image(), TextPart("Paint it."))),
+        Message("assistant", "", tool_calls=(CALL, ToolCall("c2", "wash", {}))),
+        Message("tool", "done", tool_call_id="c1"),
+        Message("tool", (TextPart("like so"), image()), tool_call_id="c2"),
+        Message("assistant", "It is done."),
+        Message("user", "Again!"),
+    ),
+]
+
+
+@pytest.mark.parametrize("messages", WITH_TOOLS)
+def test_tools_are_shown_as_transformers_show_them(checkpoint, tokenizer, messages):
+    expected = tokenizer.apply_chat_template(
+        as_hugging_face(messages),
+        tools=[show_tool(tool) for tool in TOOLS],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    rendered = ChatTemplate(checkpoint).render(messages, TOOLS)
+    assert rendered == expected
+    assert "Paint <it> é." in rendered
+    assert rendered.count("<tool_response>") == len([m for m in messages if m.role == "tool"])
+
+
+TEXT = "{% for message in messages %}{{ message.content }}{% endfor %}"
+SHOWN = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+CALLED = (
+    "{% for message in messages %}{% for call in message.tool_calls or [] %}<tool_call>"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}"
+    "</tool_call>{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        (TEXT, False),
+        (TEXT + SHOWN, False),
+        (TEXT + CALLED, False),
+        (TEXT + SHOWN + CALLED.replace("tool_call>", "call>"), False),
+        (TEXT + SHOWN + CALLED, True),
+        ([{"name": "default", "template": TEXT}], False),
+        (
+            [
+                {"name": "default", "template": TEXT},
+                {"name": "tool_use", "template": TEXT + SHOWN + CALLED},
+            ],
+            True,
+        ),
+        (
+            [
+                {"name": "default", "template": TEXT},
+                {"name": "tool_use", "template": "{% if %}"},
+            ],
+            False,
+        ),
+    ],
+)
+def test_tools_need_a_template_that_shows_them_and_writes_calls_as_they_are_read(
+    write, template, takes
+):
+    chat = ChatTemplate(write(template))
+    user = Message("user", "a")
+    assert chat.render([user]) == "a"
+    for messages, tools, where in (
+        ([user], TOOLS, "tools"),
+        ([user, Message("assistant", "b", tool_calls=(CALL,))], (), "messages[1].tool_calls"),
+        ([Message("tool", "b", tool_call_id="c")], (), "messages[0].role"),
+    ):
+        if takes:
+            assert chat.render(messages, tools)
+        else:
+            with pytest.raises(UnknownField, match="takes no tools") as error:
+                chat.render(messages, tools)
+            assert error.value.where == where
+
+
+def test_the_tokenizers_template_serves_where_the_processors_takes_no_tools(write):
+    root = write(TEXT + SHOWN + CALLED)
+    (root / "chat_template.json").write_text(json.dumps({"chat_template": "{# ours #}" + TEXT}))
+    chat = ChatTemplate(root)
+    assert chat.render([Message("user", "a")]) == "a"
+    assert '"paint"' in chat.render([Message("user", "a")], TOOLS)
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))

@@ -11,9 +11,10 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from triptych.chat.tool_calls import CallPiece, Found, ToolCallReader
 from triptych.contract import Modality, Prompt
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 Octets = bytes
 """The built-in type, where a field of OpenAI's takes its name."""
@@ -66,11 +67,39 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
     content: list[TokenLogprob]
 
 
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """What one chunk adds to a call's function."""
+
+    name: str | UnsetType = UNSET
+    """In the first piece of a call alone."""
+    arguments: str = ""
+    """JSON, as the model writes it."""
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """What one chunk adds to a call of a tool."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    """In the first piece of a call alone, as ``type``."""
+    type: Literal["function"] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, piece: CallPiece) -> ToolCallDelta:
+        """An entry from what was read of the model's text."""
+        if not piece.id:
+            return cls(piece.index, FunctionDelta(arguments=piece.arguments))
+        function = FunctionDelta(piece.name, piece.arguments)
+        return cls(piece.index, function, piece.id, "function")
+
+
 class Delta(msgspec.Struct, frozen=True):
     """What one chunk adds to the answer."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -151,15 +180,18 @@ def decode(data: bytes | str) -> Chunk:
 class ChunkWriter:
     """Writes the chunks of one answer, in order; the first delta names the role.
 
-    A stream is ``delta``…, then ``finish``, then ``usage`` where ``prompt.include_usage``; a
-    request without ``stream`` gets one ``whole``.
+    A stream is ``delta``…, then ``end``; a request without ``stream`` has its whole text in the
+    end. Where the prompt has tools, calls are read out of the text.
     """
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
         self._begun = False
         # In a stream with usage OpenAI writes ``"usage": null`` in every chunk but the last.
-        self._no_usage: UnsetType | None = None if prompt.include_usage else UNSET
+        self._no_usage: UnsetType | None = UNSET
+        if prompt.include_usage and not prompt.usage_with_finish:
+            self._no_usage = None
+        self._reader = ToolCallReader(prompt.tools) if prompt.tools else None
 
     def count(self, completion_tokens: int, *, cached_tokens: int = 0) -> Usage:
         """The usage of an answer of ``completion_tokens`` tokens to this prompt."""
@@ -182,39 +214,26 @@ class ChunkWriter:
         """A chunk that adds ``text``."""
         return self._write(self._choice(text, logprobs, None), self._no_usage)
 
-    def finish(
+    def end(
         self,
         reason: FinishReason,
-        usage: Usage | None = None,
+        usage: Usage,
         *,
         text: str = "",
         logprobs: Sequence[TokenLogprob] | None = None,
-    ) -> bytes:
-        """The chunk with the finish reason; the last text may come with it and save a send.
-
-        ``usage`` goes into this chunk only if it is given here; OpenAI's clients look for it in
-        the chunk that `usage` writes.
-        """
-        choice = self._choice(text, logprobs, reason)
-        return self._write(choice, self._no_usage if usage is None else usage)
-
-    def usage(self, usage: Usage, stages: Stages | UnsetType = UNSET) -> bytes:
-        """The last chunk of a stream: no choice, only what it took."""
-        return self._write(None, usage, stages)
-
-    def whole(
-        self,
-        text: str,
-        reason: FinishReason,
-        usage: Usage,
-        logprobs: Sequence[TokenLogprob] | None = None,
         stages: Stages | UnsetType = UNSET,
-    ) -> bytes:
-        """The only chunk of an answer that is not streamed."""
+    ) -> list[bytes]:
+        """The last chunks: one with the last text and the finish reason, and the usage.
+
+        OpenAI's clients look for a stream's usage in a chunk of its own, which is one send more.
+        """
+        prompt = self._prompt
         choice = self._choice(text, logprobs, reason)
-        if not self._prompt.include_usage:
-            return self._write(choice, UNSET)
-        return self._write(choice, usage, stages)
+        if prompt.stream and prompt.include_usage and not prompt.usage_with_finish:
+            return [self._write(choice, None), self._write(None, usage, stages)]
+        if prompt.include_usage or (prompt.stream and prompt.usage_with_finish):
+            return [self._write(choice, usage, stages)]
+        return [self._write(choice, UNSET)]
 
     def _choice(
         self,
@@ -222,13 +241,29 @@ class ChunkWriter:
         logprobs: Sequence[TokenLogprob] | None,
         reason: FinishReason | None,
     ) -> Choice:
-        if not self._begun:
-            self._begun = True
-            delta = Delta("assistant", text)
-        else:
-            delta = Delta(content=text) if text or reason is None else Delta()
+        found = self._read(text, last=reason is not None)
+        if reason == "stop" and self._reader and self._reader.count:
+            reason = "tool_calls"
+        calls = [ToolCallDelta.of(piece) for piece in found.calls] or UNSET
+        silent = not found.content and (calls or reason is not None)
+        delta = Delta(
+            role=UNSET if self._begun else "assistant",
+            content=UNSET if silent and self._begun else found.content,
+            tool_calls=calls,
+        )
+        self._begun = True
         entries = None if logprobs is None else ChoiceLogprobs(list(logprobs))
         return Choice(delta, logprobs=entries, finish_reason=reason)
+
+    def _read(self, text: str, *, last: bool) -> Found:
+        """The text's content and calls; with the last of it all that was held back."""
+        if self._reader is None:
+            return Found(text, [])
+        found = self._reader.feed(text)
+        if not last:
+            return found
+        rest = self._reader.end()
+        return Found(found.content + rest.content, found.calls + rest.calls)
 
     def _write(
         self,

@@ -13,10 +13,11 @@ from typing import Literal, cast
 import msgspec
 
 from triptych.chat.fields import Fields, as_list, show, wrong
+from triptych.chat.tools import ToolCall, read_calls, write_calls
 from triptych.contract import GridTHW, Modality
 from triptych.errors import InvalidValue, UnknownField
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["auto", "low", "high"]
 MediaKind = Literal["image_url", "video_url", "audio_url", "input_audio", "image_embeds"]
 EmbedsDType = Literal["bfloat16", "float16", "float32"]
@@ -27,16 +28,16 @@ _ROLES: dict[str, Role] = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
 }
-_UNSERVED_ROLES = ("tool", "function")
+_UNSERVED_ROLES = ("function",)
 _UNSERVED_MESSAGE_FIELDS = (
+    "annotations",
     "audio",
     "function_call",
     "reasoning",
     "reasoning_content",
     "refusal",
-    "tool_call_id",
-    "tool_calls",
 )
 _UNSERVED_PARTS = ("audio_embeds", "file", "image_pil", "refusal", "thinking", "video_embeds")
 
@@ -119,8 +120,13 @@ class Message(msgspec.Struct, frozen=True):
     role: Role
     """``developer`` is read as ``system``."""
     content: str | tuple[Part, ...]
-    """A string stays one: templates may tell the two forms apart."""
+    """A string stays one: templates may tell the two forms apart. Empty where a turn has calls
+    and nothing else."""
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's turn."""
+    tool_call_id: str | None = None
+    """Which call it answers; of a tool's turn."""
 
     @property
     def media(self) -> Iterator[MediaPart]:
@@ -148,21 +154,41 @@ def write_message(message: Message) -> dict[str, object]:
     written: dict[str, object] = {"role": message.role, "content": content}
     if message.name is not None:
         written["name"] = message.name
+    if message.tool_calls:
+        written["tool_calls"] = write_calls(message.tool_calls)
+    if message.tool_call_id is not None:
+        written["tool_call_id"] = message.tool_call_id
     return written
 
 
 def _read_message(value: object, where: str) -> Message:
     fields = Fields(value, where, _UNSERVED_MESSAGE_FIELDS)
-    role = fields.need("role")
-    if isinstance(role, str) and role in _UNSERVED_ROLES:
-        raise InvalidValue(f"messages of role {role!r} are not served", where=fields.path("role"))
-    if not isinstance(role, str) or role not in _ROLES:
-        raise wrong(fields.path("role"), f"must be one of {', '.join(_ROLES)}", role)
+    given = fields.need("role")
+    if isinstance(given, str) and given in _UNSERVED_ROLES:
+        raise InvalidValue(f"messages of role {given!r} are not served", where=fields.path("role"))
+    if not isinstance(given, str) or given not in _ROLES:
+        raise wrong(fields.path("role"), f"must be one of {', '.join(_ROLES)}", given)
+    role = _ROLES[given]
+    calls, answered = _read_tool_fields(fields, role)
     content = fields.take("content")
     name = fields.string("name", longest=256)
-    # Before the content is missed: an assistant's turn without content has tool_calls instead.
+    # Before the content is missed: it is not what is wrong with an assistant's ``function_call``.
     fields.close()
-    return Message(_ROLES[role], _read_content(content, fields.path("content")), name)
+    if content is None and calls:
+        content = ""
+    return Message(role, _read_content(content, fields.path("content")), name, calls, answered)
+
+
+def _read_tool_fields(fields: Fields, role: Role) -> tuple[tuple[ToolCall, ...], str | None]:
+    """An assistant's ``tool_calls``, and a tool's ``tool_call_id``."""
+    calls, answered = fields.take("tool_calls"), fields.take("tool_call_id")
+    for name, given, of in (("tool_calls", calls, "assistant"), ("tool_call_id", answered, "tool")):
+        if given is not None and role != of:
+            raise UnknownField(f"not served in a message of role {role!r}", where=fields.path(name))
+    if role == "tool" and (not isinstance(answered, str) or not answered):
+        raise wrong(fields.path("tool_call_id"), "must be a string that is not empty", answered)
+    path = fields.path("tool_calls")
+    return () if calls is None else read_calls(calls, path), cast("str | None", answered)
 
 
 def _read_content(value: object, where: str) -> str | tuple[Part, ...]:

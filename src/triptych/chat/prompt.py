@@ -15,6 +15,7 @@ from triptych.chat.request import ChatRequest
 from triptych.chat.sampling import GenerationDefaults, sampling
 from triptych.chat.template import ChatTemplate, find_forged
 from triptych.chat.tokenizer import PromptTokenizer
+from triptych.chat.tools import show_tool, write_calls
 from triptych.contract import Modality, Prompt, PromptItem
 from triptych.errors import ContextTooLong, InvalidRequest, InvalidValue, UnsupportedMedium
 
@@ -98,12 +99,15 @@ class PromptBuilder:
             InvalidRequest: The template does not take the messages, or drops a medium.
             ContextTooLong: Text alone fills the context.
         """
+        if request.prompt is not None:
+            return self._raw(request.prompt)
         self._check_texts(request)
         media = [part.modality for part in request.media]
         for part in request.media:
             if part.modality not in self._placeholders:
                 raise UnsupportedMedium(self._why_not(part.modality), where=part.where)
-        token_ids = self._tokenizer.encode(self._template.render(request.messages))
+        tools = () if request.tool_choice == "none" else request.tools
+        token_ids = self._tokenizer.encode(self._template.render(request.messages, tools))
         rendered = Rendered(token_ids, self._locate(token_ids, media))
         self._check_length(len(token_ids), len(media))
         return rendered
@@ -136,9 +140,10 @@ class PromptBuilder:
         ]
         taken = sum(item.length for item in items)
         length = len(rendered.token_ids) + taken - len(items)
-        self._check_length(length, taken)
+        where = "messages" if request.prompt is None else "prompt"
+        self._check_length(length, taken, where)
         return Prompt(
-            id=f"chatcmpl-{uuid.uuid4().hex}",
+            id=f"{'chatcmpl' if request.prompt is None else 'cmpl'}-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=request.model or self.model,
             token_ids=rendered.token_ids,
@@ -146,7 +151,30 @@ class PromptBuilder:
             sampling=sampling(request, self._defaults, self._max_tokens(request, length, taken)),
             stream=request.stream,
             include_usage=request.include_usage,
+            usage_with_finish=request.usage_with_finish,
+            tools=()
+            if request.tool_choice == "none"
+            else tuple(tool.name for tool in request.tools),
         )
+
+    def _raw(self, prompt: str | tuple[int, ...]) -> Rendered:
+        """A prompt that has no template."""
+        if isinstance(prompt, str):
+            self._check_text(prompt, "prompt")
+            token_ids = self._tokenizer.encode(prompt, special=True)
+        else:
+            token_ids = list(prompt)
+            for index, token in enumerate(token_ids):
+                if not self._tokenizer.has(token):
+                    raise InvalidValue(
+                        f"must be a token of the model, got {token}", where=f"prompt[{index}]"
+                    )
+                if token in self._modality_of:
+                    raise InvalidValue(
+                        f"must not be {token}, which stands for a medium", where=f"prompt[{index}]"
+                    )
+        self._check_length(len(token_ids), 0, "prompt")
+        return Rendered(token_ids, [])
 
     def _why_not(self, modality: Modality) -> str:
         takes = ", ".join(sorted(self._placeholders)) or "text alone"
@@ -156,7 +184,11 @@ class PromptBuilder:
     def _check_texts(self, request: ChatRequest) -> None:
         for index, message in enumerate(request.messages):
             where = f"messages[{index}]"
-            texts = {f"{where}.name": message.name or ""}
+            texts = {
+                f"{where}.name": message.name or "",
+                f"{where}.tool_calls": _written(write_calls(message.tool_calls)),
+                f"{where}.tool_call_id": message.tool_call_id or "",
+            }
             if isinstance(message.content, str):
                 texts[f"{where}.content"] = message.content
             else:
@@ -164,10 +196,13 @@ class PromptBuilder:
                     if isinstance(part, TextPart):
                         texts[f"{where}.content[{place}].text"] = part.text
             for path, text in texts.items():
-                if token := find_forged(text, self._placeholders.values()):
-                    raise InvalidValue(
-                        f"must not hold {token!r}, which stands for a medium", where=path
-                    )
+                self._check_text(text, path)
+        for index, tool in enumerate(request.tools):
+            self._check_text(_written(show_tool(tool)), f"tools[{index}]")
+
+    def _check_text(self, text: str, where: str) -> None:
+        if token := find_forged(text, self._placeholders.values()):
+            raise InvalidValue(f"must not hold {token!r}, which stands for a medium", where=where)
 
     def _locate(self, token_ids: list[int], media: Sequence[Modality]) -> list[Slot]:
         """Match the k-th placeholder of each modality to the k-th medium of that modality."""
@@ -192,12 +227,12 @@ class PromptBuilder:
                 )
         return slots
 
-    def _check_length(self, length: int, media: int) -> None:
+    def _check_length(self, length: int, media: int, where: str = "messages") -> None:
         if length >= self.max_model_len:
             raise ContextTooLong(
                 f"the prompt has {length} tokens{_of_media(media)}, and with at least 1 token of "
                 f"answer the limit is {self.max_model_len}",
-                where="messages",
+                where=where,
             )
 
     def _max_tokens(self, request: ChatRequest, length: int, media: int) -> int:
@@ -211,6 +246,10 @@ class PromptBuilder:
                 where="max_tokens",
             )
         return request.max_tokens
+
+
+def _written(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _of_media(tokens: int) -> str:

@@ -1,5 +1,8 @@
 """The body of OpenAI's ``POST /v1/chat/completions``, checked and typed.
 
+In place of ``messages`` it may have a ``prompt``, text or token ids, which the model then goes on
+with as it is, without its chat template: what ``POST /v1/completions`` is to be made of.
+
 Every field that is not read here is refused by its name, so that nothing a caller asks for is
 lost silently. ``model``, ``user`` and ``metadata`` ask for nothing: the first is repeated in the
 answer (Triton's model name chooses the model), the others are the caller's own labels and are
@@ -10,12 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from triptych.chat.fields import Fields, show, wrong
+from triptych.chat.fields import Fields, as_list, show, wrong
 from triptych.chat.messages import MediaPart, Message, read_messages, write_message
+from triptych.chat.structure import (
+    ResponseFormat,
+    read_response_format,
+    write_response_format,
+)
+from triptych.chat.tools import Tool, ToolChoice, read_tools, write_choice, write_tool
 from triptych.errors import InvalidRequest, InvalidValue
 
 INT32_MAX = (1 << 31) - 1
@@ -51,7 +60,6 @@ UNSERVED = [
     "min_tokens",
     "mm_processor_kwargs",
     "modalities",
-    "parallel_tool_calls",
     "prediction",
     "priority",
     "prompt_cache_key",
@@ -59,7 +67,6 @@ UNSERVED = [
     "prompt_logprobs",
     "reasoning_effort",
     "request_id",
-    "response_format",
     "return_token_ids",
     "return_tokens_as_token_ids",
     "safety_identifier",
@@ -69,8 +76,7 @@ UNSERVED = [
     "stop_token_ids",
     "store",
     "structured_outputs",
-    "tool_choice",
-    "tools",
+    "suffix",
     "truncate_prompt_tokens",
     "use_beam_search",
     "verbosity",
@@ -86,7 +92,10 @@ _LONE_SURROGATE = re.compile(
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request for one answer. None is what the caller did not give."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    """Empty where there is a ``prompt``."""
+    prompt: str | tuple[int, ...] | None = None
+    """Text or token ids that the answer goes on with, in place of ``messages``."""
     model: str | None = None
     temperature: float | None = None
     """0 to 2; 0 is greedy."""
@@ -114,6 +123,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = True
     """False only where ``stream_options.include_usage`` is."""
+    usage_with_finish: bool = False
+    """Whether a stream tells its usage in the chunk with the finish reason, not in one more."""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "none"
+    """``auto`` where there are tools, unless given."""
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    """None: text."""
     user: str | None = None
     metadata: dict[str, str] = {}
 
@@ -133,12 +150,16 @@ def parse(data: bytes | str) -> ChatRequest:
         UnknownField: A field that the API does not have, or that is not served.
     """
     fields = Fields(_decode(data), "", UNSERVED)
-    messages = read_messages(fields.need("messages"))
+    prompt = _read_prompt(fields)
+    messages = read_messages(fields.need("messages")) if prompt is None else ()
     stream = fields.boolean("stream", default=False)
     logprobs, top_logprobs = _read_logprobs(fields)
     top_k = fields.integer("top_k", -1, INT32_MAX)
+    include_usage, usage_with_finish = _read_usage(fields, stream=stream)
+    tools, tool_choice, parallel = read_tools(fields)
     request = ChatRequest(
         messages=messages,
+        prompt=prompt,
         model=fields.string("model", longest=256),
         temperature=fields.number("temperature", 0, 2),
         top_p=fields.number("top_p", 0, 1, above=True),
@@ -153,7 +174,12 @@ def parse(data: bytes | str) -> ChatRequest:
         logprobs=logprobs,
         top_logprobs=top_logprobs,
         stream=stream,
-        include_usage=_read_include_usage(fields, stream=stream),
+        include_usage=include_usage,
+        usage_with_finish=usage_with_finish,
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_tool_calls=parallel,
+        response_format=read_response_format(fields),
         user=fields.string("user", longest=256),
         metadata=_read_metadata(fields),
     )
@@ -170,15 +196,34 @@ def write(request: ChatRequest) -> bytes:
         for name in request.__struct_fields__
         if (value := getattr(request, name)) not in (None, (), {}) and name not in _WRITTEN_APART
     }
-    body["messages"] = [write_message(message) for message in request.messages]
+    if request.prompt is None:
+        body["messages"] = [write_message(message) for message in request.messages]
     if request.logprobs:
         body["top_logprobs"] = request.top_logprobs
     if request.stream:
-        body["stream_options"] = {"include_usage": request.include_usage}
+        body["stream_options"] = {
+            "include_usage": request.include_usage,
+            "usage_with_finish": request.usage_with_finish,
+        }
+    if request.tools:
+        body["tools"] = [write_tool(tool) for tool in request.tools]
+        body["tool_choice"] = write_choice(request.tool_choice)
+        body["parallel_tool_calls"] = request.parallel_tool_calls
+    if request.response_format is not None:
+        body["response_format"] = write_response_format(request.response_format)
     return msgspec.json.encode(body)
 
 
-_WRITTEN_APART = ("messages", "top_logprobs", "include_usage")
+_WRITTEN_APART = (
+    "messages",
+    "top_logprobs",
+    "include_usage",
+    "usage_with_finish",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+)
 
 
 def _decode(data: bytes | str) -> object:
@@ -206,6 +251,27 @@ def _utf8_fault(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         return f"(byte {error.start})"
     return ""
+
+
+def _read_prompt(fields: Fields) -> str | tuple[int, ...] | None:
+    """The raw prompt, in place of what makes one by the chat template."""
+    value = fields.take("prompt")
+    if value is None:
+        return None
+    for name in ("messages", "tools"):
+        if fields.take(name) is not None:
+            raise InvalidValue("must not be given with a prompt", where=name)
+    if isinstance(value, str):
+        if not value:
+            raise wrong("prompt", "must not be empty", value)
+        return value
+    ids = as_list(value, "prompt", "token ids") if isinstance(value, list) else None
+    if ids is None:
+        raise wrong("prompt", "must be a string or a list of token ids", value)
+    for index, token in enumerate(ids):
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token <= INT32_MAX:
+            raise wrong(f"prompt[{index}]", f"must be an integer from 0 to {INT32_MAX}", token)
+    return tuple(cast("list[int]", ids))
 
 
 def _read_logprobs(fields: Fields) -> tuple[bool, int]:
@@ -243,16 +309,17 @@ def _read_max_tokens(fields: Fields) -> int | None:
     return older if newer is None else newer
 
 
-def _read_include_usage(fields: Fields, *, stream: bool) -> bool:
+def _read_usage(fields: Fields, *, stream: bool) -> tuple[bool, bool]:
     value = fields.take("stream_options")
     if value is None:
-        return True
+        return True, False
     if not stream:
         raise InvalidValue("is served only with stream=true", where="stream_options")
     options = Fields(value, "stream_options", ("continuous_usage_stats", "include_obfuscation"))
     include = options.boolean("include_usage", default=True)
+    with_finish = options.boolean("usage_with_finish", default=False)
     options.close()
-    return include
+    return include, with_finish
 
 
 def _read_metadata(fields: Fields) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from triptych.chat.request import ChatRequest
+from triptych.chat.structure import structural_tag
 from triptych.chat.template import read_json
 from triptych.contract import Sampling
 from triptych.errors import ConfigurationError
@@ -47,6 +48,15 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
 def sampling(request: ChatRequest, defaults: GenerationDefaults, max_tokens: int) -> Sampling:
     """How to draw the answer's tokens, at most ``max_tokens``."""
     greedy = defaults.do_sample is False
+    tag = structural_tag(
+        request.tools,
+        request.tool_choice,
+        parallel=request.parallel_tool_calls,
+        response_format=request.response_format,
+    )
+    schema = ""
+    if request.response_format is not None and not tag:
+        schema = msgspec.json.encode(request.response_format.schema).decode()
     return Sampling(
         max_tokens=max_tokens,
         temperature=_first(request.temperature, defaults.temperature, 0.0 if greedy else 1.0),
@@ -60,6 +70,8 @@ def sampling(request: ChatRequest, defaults: GenerationDefaults, max_tokens: int
         stop=request.stop,
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
+        json_schema=schema,
+        structural_tag=tag,
     )
 
 

@@ -6,6 +6,7 @@ against each other. The template is the model author's program: it runs in Jinja
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -18,19 +19,17 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from triptych.chat.messages import Message, TextPart
+from triptych.chat.messages import Message, Part, TextPart
+from triptych.chat.tool_calls import ToolCallReader
+from triptych.chat.tools import Tool, ToolCall, show_tool
 from triptych.contract import Modality
-from triptych.errors import ConfigurationError, InvalidRequest
+from triptych.errors import ConfigurationError, InvalidRequest, UnknownField
 
 _PROBE = "triptych probe of the template"
 
 
 class ChatTemplate:
-    """One checkpoint's chat template, compiled.
-
-    Templates differ in what they take as a message's content: a string, a list of parts, or
-    either. Which, is found once by rendering a probe; each message is then given in a form that
-    the template takes.
+    """One checkpoint's chat template, compiled; and the one for tools, where that is another.
 
     Args:
         checkpoint: Directory in Hugging Face's layout.
@@ -38,16 +37,55 @@ class ChatTemplate:
             take strings only.
 
     Raises:
-        ConfigurationError: There is no template, it is broken, or it takes neither form.
+        ConfigurationError: There is no template, it is broken, or it takes no form of content.
     """
 
     def __init__(
         self, checkpoint: str | Path, placeholders: Mapping[Modality, str] | None = None
     ) -> None:
         root = Path(checkpoint)
-        self._placeholders = placeholders or {}
+        first, *others = read_templates(root)
+        self._template = _Template(first, root, placeholders or {})
+        self._with_tools = self._template if self._template.takes_tools else None
+        while others and self._with_tools is None:
+            with contextlib.suppress(ConfigurationError):  # it is not the one that must work
+                other = _Template(others.pop(0), root, placeholders or {})
+                self._with_tools = other if other.takes_tools else None
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """The prompt's text, up to where the assistant's answer begins.
+
+        Raises:
+            InvalidRequest: The template does not take these messages, and says why.
+            UnknownField: It takes no tools, and there are some, or calls of some.
+        """
+        template = self._template
+        if where := _first_of_tools(messages, tools):
+            if self._with_tools is None:
+                raise UnknownField(
+                    "the model's chat template takes no tools whose calls could be read",
+                    where=where,
+                )
+            template = self._with_tools
+        try:
+            return template.render(messages, tools)
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template does not take these messages: {error}", where="messages"
+            ) from error
+
+
+class _Template:
+    """One template.
+
+    Templates differ in what they take as a message's content: a string, a list of parts, or
+    either. Which, is found once by rendering a probe; each message is then given in a form that
+    the template takes. Likewise whether it shows tools, and writes calls of them as we read them.
+    """
+
+    def __init__(self, source: str, root: Path, placeholders: Mapping[Modality, str]) -> None:
+        self._placeholders = placeholders
         self._variables = special_tokens(root)
-        source = read_template(root)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -58,24 +96,15 @@ class ChatTemplate:
             raise ConfigurationError(
                 f"the chat template of {root} loses a user's text, whether a string or a list"
             )
+        self.takes_tools = self._keeps_tools()
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text, up to where the assistant's answer begins.
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        return self._render([self._as_dict(message) for message in messages], tools)
 
-        Raises:
-            InvalidRequest: The template does not take these messages, and says why.
-        """
-        try:
-            return self._render([self._as_dict(message) for message in messages])
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template does not take these messages: {error}", where="messages"
-            ) from error
-
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def _render(self, messages: list[dict[str, Any]], tools: Sequence[Tool] = ()) -> str:
         return self._template.render(
             messages=messages,
-            tools=None,
+            tools=[show_tool(tool) for tool in tools] or None,
             documents=None,
             add_generation_prompt=True,
             **self._variables,
@@ -90,28 +119,84 @@ class ChatTemplate:
         # A template for strings that concatenates writes a list out as Python shows it.
         return _PROBE in rendered and (isinstance(content, str) or repr(content) not in rendered)
 
+    def _keeps_tools(self) -> bool:
+        user = Message("user", "a")
+        call = ToolCall("call_0", "probe_of_tools", {"a": _PROBE})
+        turns = [user, Message("assistant", "", tool_calls=(call,))]
+        try:
+            shown = self.render([user], [Tool(call.name)])
+            said = ToolCallReader([call.name]).feed(self.render(turns, []))
+        except Exception:
+            return False
+        arguments = "".join(piece.arguments for piece in said.calls)
+        return call.name in shown and _PROBE in arguments
+
     def _as_dict(self, message: Message) -> dict[str, Any]:
-        content: Any = message.content
+        entry = {"role": message.role, "content": self._content(message.content)}
+        if message.name is not None:
+            entry["name"] = message.name
+        if message.tool_call_id is not None:
+            entry["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            # Templates write the arguments as JSON themselves.
+            entry["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in message.tool_calls
+            ]
+        return entry
+
+    def _content(self, content: str | Sequence[Part]) -> Any:
         if isinstance(content, str):
-            if not self._takes_strings:
-                content = [{"type": "text", "text": content}]
-        elif self._takes_lists:
+            if self._takes_strings or not content:
+                return content
+            return [{"type": "text", "text": content}]
+        if self._takes_lists:
             # Templates ask for either the type or the key.
-            content = [
+            return [
                 {"type": "text", "text": part.text}
                 if isinstance(part, TextPart)
                 else {"type": part.modality, part.modality: ""}
                 for part in content
             ]
-        else:
-            content = "\n".join(
-                part.text
-                if isinstance(part, TextPart)
-                else self._placeholders.get(part.modality, "")
-                for part in content
-            )
-        entry = {"role": message.role, "content": content}
-        return entry if message.name is None else {**entry, "name": message.name}
+        return "\n".join(
+            part.text if isinstance(part, TextPart) else self._placeholders.get(part.modality, "")
+            for part in content
+        )
+
+
+def _first_of_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    """Path of the first thing in a request that has to do with tools; empty: nothing has."""
+    if tools:
+        return "tools"
+    for index, message in enumerate(messages):
+        if message.tool_calls:
+            return f"messages[{index}].tool_calls"
+        if message.role == "tool":
+            return f"messages[{index}].role"
+    return ""
+
+
+def read_templates(checkpoint: Path) -> list[str]:
+    """The sources of the templates, the one for chats without tools first.
+
+    Several by name are an older form, in which ``tool_use`` is the one for tools. Where processor
+    and tokenizer have one each, it may be the tokenizer's alone that takes tools.
+
+    Raises:
+        ConfigurationError: There is none, or a file is broken.
+    """
+    found = [read_template(checkpoint)]
+    last = read_json(checkpoint / "tokenizer_config.json").get("chat_template")
+    if isinstance(last, list):
+        named = {entry.get("name"): entry.get("template") for entry in last}
+        others = [named.get("tool_use"), named.get("default")]
+    else:
+        others = [last]
+    return found + [source for source in others if isinstance(source, str) and source not in found]
 
 
 def read_template(checkpoint: Path) -> str:

@@ -33,10 +33,20 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._add_missing(read_json(Path(checkpoint) / "tokenizer_config.json"))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt; special tokens come from its text alone."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: A rendered prompt, whose special tokens are those in it.
+            special: Whether those are added that the tokenizer puts around a text, such as a
+                token that begins it.
+        """
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
+
+    def has(self, token_id: int) -> bool:
+        """Whether there is a token of that id."""
+        return self._tokenizer.id_to_token(token_id) is not None
 
     def token_id(self, token: str) -> int:
         """The id of one token.

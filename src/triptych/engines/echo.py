@@ -32,7 +32,7 @@ from triptych.engines.base import (
     TokenLogprob,
     Usage,
 )
-from triptych.engines.sampling import FIELDS, SUPPORTED, Declaration, mapped
+from triptych.engines.sampling import FIELDS, SUPPORTED, Declaration, mapped, refused
 from triptych.errors import Cancelled, ConfigurationError, Unavailable
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class EchoEngine(Engine):
     sampling: ClassVar[Declaration] = {
         **dict.fromkeys((field.name for field in FIELDS), mapped("nothing is drawn")),
         **dict.fromkeys(("max_tokens", "stop", "logprobs", "top_logprobs"), SUPPORTED),
+        **dict.fromkeys(("response_format", "tool_choice"), refused("it only says back")),
     }
 
     def __init__(self, *args: Any) -> None:

@@ -63,6 +63,17 @@ FIELDS: tuple[Field, ...] = (
         "the natural logarithm of each token's probability, before penalties and temperature",
     ),
     Field("top_logprobs", "so many of the likeliest tokens at each place, with theirs"),
+    Field(
+        "response_format",
+        "the answer is a JSON object, or JSON that fulfils the schema",
+        carrier="json_schema",
+    ),
+    Field(
+        "tool_choice",
+        "calls that must come, as `required` or a named function asks, or whose arguments must "
+        "fulfil the schema, as of `strict` tools; `auto` asks no engine",
+        carrier="structural_tag",
+    ),
 )
 """All that reach an engine; those that none is asked for are `triptych.chat.request.UNSERVED`."""
 

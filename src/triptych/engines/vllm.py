@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 
 from triptych.contract import Prompt, Sampling
-from triptych.engines import vllm_environment, vllm_ingest
+from triptych.engines import vllm_environment, vllm_grammar, vllm_ingest
 from triptych.engines.arguments import read_arguments
 from triptych.engines.base import (
     Alternative,
@@ -37,6 +37,7 @@ from triptych.errors import (
     Cancelled,
     InternalError,
     InvalidRequest,
+    InvalidValue,
     Overloaded,
     TriptychError,
     Unavailable,
@@ -72,6 +73,8 @@ class VllmEngine(Engine):
         "stop": SUPPORTED,
         "logprobs": SUPPORTED,
         "top_logprobs": SUPPORTED,
+        "response_format": SUPPORTED,
+        "tool_choice": SUPPORTED,
     }
 
     def __init__(self, *args: Any) -> None:
@@ -263,6 +266,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
             seed=sampling.seed,
             stop=list(sampling.stop),
             logprobs=sampling.top_logprobs if sampling.logprobs else None,
+            structured_outputs=vllm_grammar.structured_outputs(sampling),
             output_kind=RequestOutputKind.DELTA,
         )
     except ValueError as error:
@@ -274,6 +278,7 @@ def _delta(output: RequestOutput, prompt: Prompt, drawn: int, tokenizer: Any) ->
 
     Raises:
         Cancelled: vLLM has aborted the request.
+        InvalidValue: There is no way to go on that the request's schema allows.
         InternalError: It has failed on it.
     """
     completion = output.outputs[0]
@@ -283,6 +288,8 @@ def _delta(output: RequestOutput, prompt: Prompt, drawn: int, tokenizer: Any) ->
         if completion.finish_reason == "abort":
             raise Cancelled("the generation was aborted")
         reason = _FINISH.get(completion.finish_reason)
+        if reason is None and (where := vllm_grammar.where(prompt.sampling)):
+            raise InvalidValue("the engine found no answer that fulfils it", where=where)
         if reason is None:
             raise InternalError(f"vLLM ended the generation: {completion.finish_reason}")
         usage = Usage(prompt.length, drawn + tokens, output.num_cached_tokens or 0)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from triptych.engines import vllm_environment, vllm_ingest
+from triptych.engines import vllm_environment, vllm_grammar, vllm_ingest
 from triptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def _defaults(settings: DecodeSettings, family: Family, *, on_cpu: bool) -> dict
         # encoder has a cache of them already. Keys and values are still shared by content hash.
         "mm_processor_cache_gb": 0,
         "disable_log_stats": True,
+        "structured_outputs_config": {"backend": vllm_grammar.BACKEND},
     }
     if on_cpu:
         # Compiling takes half a minute and gains little there.

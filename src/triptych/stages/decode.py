@@ -188,11 +188,13 @@ class TritonReply:
             return [writer.delta(parcel.text, logprobs)]
         taken = parcel.usage or base.Usage(prompt.length, 0)
         usage = writer.count(taken.completion_tokens, cached_tokens=taken.cached_tokens)
-        stages = self.times.stages(prompt)
-        if not prompt.stream:
-            return [writer.whole(parcel.text, parcel.finish_reason, usage, logprobs, stages)]
-        finish = writer.finish(parcel.finish_reason, text=parcel.text, logprobs=logprobs)
-        return [finish, writer.usage(usage, stages)] if prompt.include_usage else [finish]
+        return writer.end(
+            parcel.finish_reason,
+            usage,
+            text=parcel.text,
+            logprobs=logprobs,
+            stages=self.times.stages(prompt),
+        )
 
 
 def _as_chunk(entry: base.TokenLogprob) -> TokenLogprob:
