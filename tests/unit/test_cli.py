@@ -30,7 +30,7 @@ def served(monkeypatch) -> list[server.ServerOptions]:
     """What `triptych.server.serve` was called with, in place of a server."""
     calls: list[server.ServerOptions] = []
 
-    def serve(options):
+    def serve(options, on_ready=None):
         calls.append(options)
         return 0
 

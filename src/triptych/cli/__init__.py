@@ -47,6 +47,12 @@ CorsOrigins = Annotated[
     list[str] | None,
     typer.Option("--cors-origin", help="Whose pages may ask, or *; may be given again."),
 ]
+Playground = Annotated[
+    bool, typer.Option("--playground/--no-playground", help="The page to try the models on.")
+]
+ReadyJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, when ready: what is served where.")
+]
 
 app = typer.Typer(
     help="Multimodal chat on NVIDIA Triton Inference Server.",
@@ -107,6 +113,8 @@ def serve(
     api_key: ApiKeys = None,
     api_key_file: ApiKeyFile = "",
     cors_origin: CorsOrigins = None,
+    playground: Playground = True,
+    as_json: ReadyJson = False,
 ) -> int:
     """Start tritonserver with a model, until Ctrl-C or SIGTERM."""
     from triptych.cli.serve import serve as run
@@ -120,11 +128,12 @@ def serve(
             api_key=api_key or [],
             api_key_file=api_key_file,
             cors_origins=cors_origin or [],
+            playground=playground,
         )
         if gateway is None:
             return USAGE
-    elif served_model_name or api_key or api_key_file or cors_origin:
-        _complain("--served-model-name, --api-key and --cors-origin need --openai")
+    elif served_model_name or api_key or api_key_file or cors_origin or not playground:
+        _complain("--served-model-name, --api-key, --cors-origin and --no-playground need --openai")
         return USAGE
     return run(
         ServerOptions(
@@ -142,6 +151,7 @@ def serve(
         context.args,
         _complain,
         gateway,
+        as_json=as_json,
     )
 
 
@@ -163,6 +173,7 @@ def gateway(
     api_key: ApiKeys = None,
     api_key_file: ApiKeyFile = "",
     cors_origin: CorsOrigins = None,
+    playground: Playground = True,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Of one request, in MiB.")] = 128,
     request_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a whole answer.")
@@ -170,6 +181,7 @@ def gateway(
     drain_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds that answers have to end after SIGTERM.")
     ] = 30.0,
+    as_json: ReadyJson = False,
 ) -> int:
     """Serve OpenAI's API in front of a running server, until Ctrl-C or SIGTERM."""
     options = _gateway_options(
@@ -182,6 +194,7 @@ def gateway(
         api_key=api_key or [],
         api_key_file=api_key_file,
         cors_origins=cors_origin or [],
+        playground=playground,
         max_body_mb=max_body_mb,
         request_timeout_s=request_timeout_s,
         drain_timeout_s=drain_timeout_s,
@@ -190,7 +203,7 @@ def gateway(
         return USAGE
     from triptych.cli.gateway import serve as run
 
-    return run(options, _complain)
+    return run(options, _complain, as_json=as_json)
 
 
 @app.command()

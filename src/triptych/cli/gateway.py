@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
+from triptych.cli.output import print_json
 from triptych.errors import ConfigurationError
 from triptych.gateway import Gateway, GatewayOptions, bind
 from triptych.gateway import serve as serve_gateway
 from triptych.gateway.keys import ApiKeys
 from triptych.server import Server, ServerOptions
+from triptych.server.foreground import Address
 
 
 def read_options(*, api_key: list[str], api_key_file: str, **values: Any) -> GatewayOptions:
@@ -34,15 +36,20 @@ def read_options(*, api_key: list[str], api_key_file: str, **values: Any) -> Gat
     return options
 
 
-def serve(options: GatewayOptions, complain: Callable[[str], None]) -> int:
+def serve(options: GatewayOptions, complain: Callable[[str], None], *, as_json: bool) -> int:
     """Serve before a Triton that runs elsewhere, until a signal.
+
+    Args:
+        options: All of it.
+        complain: Prints one line on stderr.
+        as_json: Print one JSON object on stdout when it listens.
 
     Returns:
         The exit code; 2 where the port cannot be used.
     """
     _configure_logging()
     try:
-        return serve_gateway(options, complain)
+        return serve_gateway(options, complain, on_ready=tell_ready if as_json else None)
     except ConfigurationError as error:
         complain(error.what)
         return 2
@@ -70,8 +77,8 @@ class Beside:
         self._listener = bind(self._options.host, self._options.port)
 
     @contextlib.contextmanager
-    def __call__(self, server: Server) -> Iterator[str]:
-        """Serve while ``server``, which is ready, does; yields a line for the person."""
+    def __call__(self, server: Server) -> Iterator[list[Address]]:
+        """Serve while ``server``, which is ready, does; yields where."""
         _configure_logging()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._options.host, self._options.host)
         host = f"[{host}]" if ":" in host else host
@@ -82,7 +89,20 @@ class Beside:
         )
         with Gateway(options, self._listener) as gateway:
             names = ", ".join(name.partition("=")[0] for name in options.served_model_name)
-            yield f"OpenAI's API on {gateway.url}/v1, model {names}"
+            api = f"{gateway.url}/v1"
+            found = [Address("openai", api, f"OpenAI's API on {api}, model {names}")]
+            if options.playground:
+                page = f"{gateway.url}/playground/"
+                found.append(Address("playground", page, f"a page to try it on: {page}"))
+            yield found
+
+
+def tell_ready(gateway: Gateway) -> None:
+    """One JSON object on stdout: what is served where."""
+    ready = {"ready": True, "openai": f"{gateway.url}/v1", "triton": gateway.options.triton}
+    if gateway.options.playground:
+        ready["playground"] = f"{gateway.url}/playground/"
+    print_json(ready)
 
 
 def _configure_logging() -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, get_type_hints
 import msgspec
 
 from triptych import server, settings
+from triptych.cli.output import print_json
 from triptych.errors import ConfigurationError
+from triptych.server.foreground import Address
 
 if TYPE_CHECKING:
     from triptych.gateway import GatewayOptions
@@ -21,6 +23,8 @@ def serve(
     extra: Sequence[str],
     complain: Callable[[str], None],
     gateway: GatewayOptions | None = None,
+    *,
+    as_json: bool = False,
 ) -> int:
     """Serve until a signal.
 
@@ -29,6 +33,7 @@ def serve(
         extra: The rest of the command line: settings of the stages as flags.
         complain: Prints one line on stderr.
         gateway: OpenAI's API, to be served too; None: it is not.
+        as_json: Print one JSON object on stdout when it is ready.
 
     Returns:
         The exit code; 2 where a flag or a setting is wrong.
@@ -44,16 +49,31 @@ def serve(
         environ = os.environ | settings.as_environ(options.stage_settings())
         for stage in settings.STAGES:
             settings.load(stage, environ=environ)
+        on_ready = tell_ready if as_json else None
         if gateway is None:
-            return server.serve(options)
+            return server.serve(options, on_ready=on_ready)
         from triptych.cli.gateway import Beside
 
         limit = settings.load(settings.PreprocessSettings, environ=environ).max_request_mb
         gateway = msgspec.structs.replace(gateway, max_body_mb=limit)
-        return server.serve(options, beside=Beside(gateway, options))
+        return server.serve(options, beside=Beside(gateway, options), on_ready=on_ready)
     except ConfigurationError as error:
         complain(error.what)
         return 2
+
+
+def tell_ready(started: server.Server, addresses: Sequence[Address]) -> None:
+    """One JSON object on stdout: what is served where."""
+    host = started.options.host
+    host = f"[{host}]" if ":" in host else host
+    found = {
+        "ready": True,
+        "model": started.options.chat_model,
+        "http": f"http://{host}:{started.http_port}",
+        "grpc": f"{host}:{started.grpc_port}",
+        "metrics": f"http://{host}:{started.metrics_port}/metrics",
+    }
+    print_json(found | {address.name: address.url for address in addresses})
 
 
 def read_settings(arguments: Sequence[str]) -> dict[str, str]:

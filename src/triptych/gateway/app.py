@@ -44,7 +44,7 @@ def create_app(options: GatewayOptions) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(_guarded(options))
-    for router in routes.OPEN:
+    for router in (*routes.OPEN, *((routes.PLAYGROUND,) if options.playground else ())):
         app.include_router(router)
     for fault in (TriptychError, TriptychClientError):
         app.add_exception_handler(fault, _answer_fault)

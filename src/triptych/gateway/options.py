@@ -27,6 +27,8 @@ class GatewayOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Further names of models: ``NAME`` or ``NAME=ENSEMBLE``."""
     keys: ApiKeys = ApiKeys()
     """Who may ask under ``/v1``; none: everybody."""
+    playground: bool = True
+    """Whether there is a page to try the models on, at ``/``."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may ask, ``*`` for all; none: no page may."""
     max_body_mb: int = 128

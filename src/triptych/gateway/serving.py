@@ -153,12 +153,17 @@ class _Server(uvicorn.Server):
         self._gateway.gateway.closing.set()
 
 
-def serve(options: GatewayOptions, say: Callable[[str], None]) -> int:
+def serve(
+    options: GatewayOptions,
+    say: Callable[[str], None],
+    on_ready: Callable[[Gateway], None] | None = None,
+) -> int:
     """Serve until SIGINT or SIGTERM; a second signal ends the answers that are under way.
 
     Args:
         options: Where to listen, and the rest.
         say: Prints one line for the person.
+        on_ready: Called when it listens.
 
     Returns:
         The exit code.
@@ -167,7 +172,15 @@ def serve(options: GatewayOptions, say: Callable[[str], None]) -> int:
         ConfigurationError: Something in the options is wrong, or the port is taken.
     """
     gateway = Gateway(options)
-    gateway.run(lambda: say(f"gateway on {gateway.url}/v1, before Triton on {options.triton}"))
+
+    def ready() -> None:
+        say(f"gateway on {gateway.url}/v1, before Triton on {options.triton}")
+        if options.playground:
+            say(f"a page to try it on: {gateway.url}/playground/")
+        if on_ready:
+            on_ready(gateway)
+
+    gateway.run(ready)
     say("stopped")
     return 0
 

@@ -7,9 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rich.console import Console
 from rich.status import Status
@@ -21,9 +21,23 @@ from triptych.server.supervisor import Server
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-Beside: TypeAlias = Callable[[Server], contextlib.AbstractContextManager[str]]
+
+class Address(NamedTuple):
+    """Where something listens."""
+
+    name: str
+    """In ``--json``."""
+    url: str
+    line: str
+    """The same for a person."""
+
+
+Beside: TypeAlias = Callable[[Server], contextlib.AbstractContextManager[Sequence[Address]]]
 """Something that runs while a server does: entered when that is ready, left before it stops; it
-yields a line for the person."""
+yields where it listens."""
+
+Ready: TypeAlias = Callable[[Server, Sequence[Address]], None]
+"""Told of a server that is ready, and of where what runs beside it listens."""
 
 
 class _Stop(BaseException):
@@ -31,7 +45,11 @@ class _Stop(BaseException):
 
 
 def serve(
-    options: ServerOptions, *, beside: Beside | None = None, console: Console | None = None
+    options: ServerOptions,
+    *,
+    beside: Beside | None = None,
+    console: Console | None = None,
+    on_ready: Ready | None = None,
 ) -> int:
     """Serve until SIGINT or SIGTERM; a second signal ends everything at once.
 
@@ -39,6 +57,7 @@ def serve(
         options: What to serve and where.
         beside: What runs beside the server; nothing unless given.
         console: Where progress and the server's log go; stderr unless given.
+        on_ready: Called when all of it is ready.
 
     Returns:
         The exit code: 0 after a clean stop, 1 when the server did not start or died, 130 when
@@ -53,9 +72,11 @@ def serve(
                 server.start()
                 server.wait_ready()
             progress.ready(server)
-            with beside(server) if beside else contextlib.nullcontext("") as line:
-                if line:
-                    progress.say(line)
+            with beside(server) if beside else contextlib.nullcontext(()) as addresses:
+                for address in addresses:
+                    progress.say(address.line)
+                if on_ready:
+                    on_ready(server, addresses)
                 server.watch()
         except _Stop:
             progress.say("stopping; once more to stop at once")

@@ -1,12 +1,13 @@
 """The routes, one file a subject.
 
 Each file has a ``router``. Those of `GUARDED` stand under ``/v1`` and behind the API keys, if there
-are any; those of `OPEN` are for everybody who can reach the gateway.
+are any; those of `OPEN` are for everybody who can reach the gateway; `PLAYGROUND` can be left out.
 """
 
-from triptych.gateway.routes import chat, health, models
+from triptych.gateway.routes import chat, health, models, playground
 
 GUARDED = (chat.router, models.router)
 OPEN = (health.router,)
+PLAYGROUND = playground.router
 
-__all__ = ["GUARDED", "OPEN"]
+__all__ = ["GUARDED", "OPEN", "PLAYGROUND"]
