@@ -31,6 +31,8 @@ def make_babbler(source: Path, target: Path) -> Path:
     tokenizer = json.loads((target / "tokenizer.json").read_text())
     special = [token["id"] for token in tokenizer["added_tokens"]]
     weights["lm_head.weight"][special] = 0
+    # Rows that no token belongs to; engines differ in what they make of them.
+    weights["lm_head.weight"][1 + max(special) :] = 0
     save_file({name: weight.contiguous() for name, weight in weights.items()}, target / WEIGHTS)
     return target
 

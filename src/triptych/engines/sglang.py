@@ -1,0 +1,360 @@
+"""The engine SGLang, in a process of its own (`triptych.engines.sglang_process`).
+
+Each request brings token ids with every placeholder spread out, and one tensor a modality with the
+embeddings of all its items; SGLang's own vision tower is loaded and never asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import psutil
+from tokenizers import Tokenizer
+
+from triptych.contract import DType, Modality, Prompt, Sampling
+from triptych.engines.base import (
+    Alternative,
+    Delta,
+    EmbeddingInputs,
+    Engine,
+    FinishReason,
+    Media,
+    TokenLogprob,
+    Usage,
+)
+from triptych.engines.sampling import SUPPORTED, Declaration, mapped, refused
+from triptych.engines.sglang_wire import (
+    CHILD_FAILED,
+    Abort,
+    Begin,
+    Channel,
+    Embeddings,
+    Failed,
+    Generate,
+    Output,
+    Ready,
+    Scored,
+    TensorSpec,
+)
+from triptych.engines.stops import StopStrings
+from triptych.engines.token_bytes import token_bytes
+from triptych.errors import (
+    Cancelled,
+    ConfigurationError,
+    TriptychError,
+    Unavailable,
+)
+from triptych.families.base import Family
+
+if TYPE_CHECKING:
+    import torch
+
+GRACE_S = 5.0
+"""Seconds that the process has to end in, before it is killed."""
+
+
+class SglangEngine(Engine):
+    """SGLang's ``Engine``; its scheduler and detokeniser are processes below its own."""
+
+    name = "sglang"
+    sampling: ClassVar[Declaration] = {
+        "max_tokens": SUPPORTED,
+        "temperature": SUPPORTED,
+        "top_p": SUPPORTED,
+        "top_k": SUPPORTED,
+        "min_p": SUPPORTED,
+        "presence_penalty": SUPPORTED,
+        "frequency_penalty": SUPPORTED,
+        "repetition_penalty": mapped("the prompt's tokens are added to those that SGLang counts"),
+        "seed": refused("SGLang draws by seeds in deterministic inference alone"),
+        "stop": mapped("found in the text as it comes"),
+        "logprobs": SUPPORTED,
+        "top_logprobs": SUPPORTED,
+    }
+    python: Path = Path(sys.prefix, "bin", "python")
+    """Of an environment with SGLang."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._context_length = super().context_length
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._outage: Unavailable | None = Unavailable("the engine is not running")
+        self._pids: tuple[int, ...] = ()
+        self._dtype: DType = "float32"
+        self._live: dict[str, Generation] = {}
+        """By the id that SGLang has of them."""
+
+    @classmethod
+    def refuses(cls, family: type[Family], modality: Modality) -> str:
+        """SGLang takes embeddings with a grid; its LLaVA does not load Hugging Face's weights."""
+        if family.name.startswith("Qwen") and modality != "audio":
+            return ""
+        return f"SGLang takes no embeddings of {family.name}"
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._context_length
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """SGLang's process and those below it."""
+        return self._pids
+
+    async def start(self) -> None:
+        """Start the process, and wait until SGLang has loaded the model in it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._channel = Channel(ours)
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    self.python,
+                    "-P",
+                    "-m",
+                    "triptych.engines.sglang_process",
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                )
+            except OSError as error:
+                raise ConfigurationError(f"{self.python} cannot be run: {error}") from error
+        self._pids = (self._process.pid,)
+        self._tokenizer = Tokenizer.from_file(str(self.family.checkpoint.path / "tokenizer.json"))
+        self._channel.post(Begin(msgspec.to_builtins(self.settings)))
+        try:
+            answer, _ = await self._channel.receive()
+        except EOFError:
+            raise Unavailable(f"SGLang did not start: {await self._ending()}") from None
+        if isinstance(answer, Failed):
+            raise TriptychError.parse(answer.error)
+        assert isinstance(answer, Ready)
+        self._context_length = answer.context_length
+        self._dtype = answer.dtype
+        self._pids += answer.pids
+        self._outage = None
+        self._reader = asyncio.create_task(self._read(self._channel))
+
+    async def generate(self, prompt: Prompt, media: Media) -> AsyncGenerator[Delta, None]:
+        """Generate with SGLang; its detokeniser never cuts a character."""
+        channel = self._running()
+        embeddings = self.admit(prompt, media)
+        del media
+        # SGLang aborts whatever id begins like the one it is given.
+        generation = Generation(uuid.uuid4().hex, prompt, self._tokenizer)
+        self._live[generation.id] = generation
+        channel.post(*self._request(generation, embeddings))
+        del embeddings
+        try:
+            async for delta in generation.deltas():
+                yield delta
+        finally:
+            del self._live[generation.id]
+            if not generation.finished and self._outage is None:
+                channel.post(Abort(generation.id))
+
+    async def abort(self, prompt_id: str) -> None:
+        """End the generation, whether SGLang has it yet or not."""
+        for generation in self._live.values():
+            if generation.prompt.id == prompt_id:
+                generation.put(Cancelled("the generation was aborted"))
+
+    async def health(self) -> None:
+        """Whether the process lives, and those below it."""
+        self._running()
+
+    async def stop(self) -> None:
+        """End every generation, and every process."""
+        self._fail(Unavailable("the engine is stopped"), Cancelled("the engine is stopped"))
+        if self._reader is not None:
+            self._reader.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+        if self._process is not None:
+            await asyncio.shield(asyncio.to_thread(_end, self._pids, GRACE_S))
+            await self._process.wait()
+
+    def _running(self) -> Channel:
+        if self._outage is not None:
+            raise self._outage
+        assert self._channel is not None
+        return self._channel
+
+    def _fail(self, outage: Unavailable, error: TriptychError) -> None:
+        """From now on there is no engine; tell whoever waits for it."""
+        if self._outage is None:
+            self._outage = outage
+        for generation in self._live.values():
+            generation.put(error)
+
+    async def _read(self, channel: Channel) -> None:
+        """Hand what comes from SGLang to its generation, until nothing more comes."""
+        with contextlib.suppress(EOFError):
+            while True:
+                message, _ = await channel.receive()
+                assert isinstance(message, Output | Failed)
+                if generation := self._live.get(message.id):
+                    generation.put(
+                        message
+                        if isinstance(message, Output)
+                        else TriptychError.parse(message.error)
+                    )
+        outage = Unavailable(f"the engine has died: {await self._ending()}")
+        self._fail(outage, Unavailable("the engine died during the generation"))
+
+    async def _ending(self) -> str:
+        assert self._process is not None
+        status = await self._process.wait()
+        if status == CHILD_FAILED:
+            return "a process of SGLang's failed; its own log says why"
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return f"its process ended {how}; its own log says why"
+
+    def _request(
+        self, generation: Generation, inputs: EmbeddingInputs
+    ) -> tuple[Generate, list[torch.Tensor]]:
+        """What SGLang is asked for, and the tensors that go with it."""
+        prompt = generation.prompt
+        media, tensors = [], []
+        for modality, values in inputs.items():
+            assert isinstance(values, Mapping)
+            found, tensor = self._embeddings(modality, values)
+            media.append(found)
+            tensors.append(tensor)
+        if len(media) > 1:
+            # SGLang looks for a clip's timing in the first of them alone.
+            shared = {name: value for each in media for name, value in each.fields.items()}
+            media = [msgspec.structs.replace(each, fields=shared) for each in media]
+        room = self._context_length - prompt.length
+        sampling = prompt.sampling
+        asked = Generate(
+            generation.id,
+            prompt.expanded(),
+            _sampling_params(sampling, min(sampling.max_tokens, room)),
+            sampling.top_logprobs if sampling.logprobs else None,
+            tuple(media),
+        )
+        return asked, tensors
+
+    def _embeddings(
+        self, modality: Modality, values: Mapping[str, Any]
+    ) -> tuple[Embeddings, torch.Tensor]:
+        import torch
+
+        name = f"{modality}_embeds"
+        tensor = values[name].to("cpu", getattr(torch, self._dtype))
+        fields = {key: value.tolist() for key, value in values.items() if key != name}
+        spec = TensorSpec(self._dtype, tuple(tensor.shape))
+        return Embeddings(modality.upper(), spec, fields), tensor
+
+
+class Generation:
+    """One request, from before SGLang has it until it has ended."""
+
+    def __init__(self, sglang_id: str, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        self.id = sglang_id
+        self.prompt = prompt
+        self.finished = False
+        """SGLang has ended it."""
+        self._tokenizer = tokenizer
+        self._stops = StopStrings(prompt.sampling.stop)
+        self._outputs: asyncio.Queue[Output | TriptychError] = asyncio.Queue()
+        self._drawn = 0
+
+    def put(self, output: Output | TriptychError) -> None:
+        """What comes of it; an error is the last."""
+        self._outputs.put_nowait(output)
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What SGLang adds to the answer.
+
+        Raises:
+            TriptychError: What was put.
+        """
+        reason: FinishReason | None = None
+        while reason is None:
+            output = await self._outputs.get()
+            if isinstance(output, TriptychError):
+                self.finished = not isinstance(output, Cancelled)
+                raise output
+            self.finished = bool(output.finish)
+            self._drawn += len(output.token_ids)
+            delta = self._delta(output)
+            reason = delta.finish_reason
+            yield delta
+
+    def _delta(self, output: Output) -> Delta:
+        reason: FinishReason | None = output.finish or None
+        text, stopped = self._stops.add(output.text)
+        if stopped:
+            reason = "stop"
+        elif reason:
+            text += self._stops.rest()
+        return Delta(
+            text,
+            len(output.token_ids),
+            self._logprobs(output),
+            reason,
+            Usage(self.prompt.length, self._drawn, output.cached_tokens) if reason else None,
+        )
+
+    def _logprobs(self, output: Output) -> tuple[TokenLogprob, ...]:
+        tops = output.top_logprobs or ((),) * len(output.logprobs)
+        return tuple(
+            TokenLogprob(
+                *self._scored(drawn),
+                tuple(Alternative(*self._scored(other)) for other in top),
+            )
+            for drawn, top in zip(output.logprobs, tops, strict=True)
+        )
+
+    def _scored(self, scored: Scored) -> tuple[str, float, bytes | None]:
+        """A token's text, its probability's logarithm, and its own bytes."""
+        token, logprob = scored
+        piece = self._tokenizer.id_to_token(token)
+        # Some models have more rows than their tokenizer has tokens.
+        raw = None if piece is None else token_bytes(piece)
+        text = self._tokenizer.decode([token]) if raw is None else raw.decode(errors="replace")
+        return text, logprob, raw
+
+
+def _sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
+    """SGLang's own; stop strings are left in the text, which `StopStrings` then cuts."""
+    return {
+        "max_new_tokens": max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "stop": list(sampling.stop),
+        "no_stop_trim": True,
+    }
+
+
+def _end(pids: Sequence[int], grace_s: float) -> None:
+    """Wait until processes have ended, and then kill them; those below them too."""
+    found = [process for pid in pids for process in _family(pid)]
+    _, alive = psutil.wait_procs(found, timeout=grace_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=grace_s)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
