@@ -41,6 +41,11 @@ ASKED: dict[str, Any] = {
     "stop": ("never said",),
     "logprobs": True,
     "top_logprobs": 1,
+    "json_schema": '{"type": "object"}',
+    "structural_tag": (
+        '{"type": "structural_tag",'
+        ' "format": {"type": "json_schema", "json_schema": {"type": "object"}}}'
+    ),
 }
 """A value of each field of `Sampling` that asks for something."""
 HELLO = "Is there a red circle? Tell me all that you see, and where, and how large it is."
