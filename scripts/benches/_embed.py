@@ -181,10 +181,10 @@ def _read(response: Any) -> triton.InferResult:
     return triton.InferResult(response.infer_response)
 
 
-def ready(server: Server) -> None:
-    """Wait for the ensemble, and for the metrics' port, which opens last."""
+def ready(server: Server, model: str = "embed") -> None:
+    """Wait for the ensemble or another model, and for the metrics' port, which opens last."""
     deadline = time.monotonic() + READY_S
-    while "embed" not in server.log.loaded or not _listening(server.metrics_port):
+    while model not in server.log.loaded or not _listening(server.metrics_port):
         if time.monotonic() > deadline:
             raise TimeoutError(server.log.tail())
         time.sleep(0.1)
@@ -202,11 +202,11 @@ def chat(*urls: str, text: str = "What is this?", **fields: Any) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": content}], **fields}).encode()
 
 
-def metrics(server: Server) -> dict[str, float]:
+def metrics(server: Server, prefix: str = "triptych_encoder_") -> dict[str, float]:
     """Every metric of the encoder by its name, summed over instances."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
         text = page.read().decode()
     found: dict[str, float] = {}
-    for name, value in re.findall(r"^triptych_encoder_(\w+)(?:{.*})? (\S+)$", text, re.MULTILINE):
+    for name, value in re.findall(rf"^{prefix}(\w+)(?:{{.*}})? (\S+)$", text, re.MULTILINE):
         found[name] = found.get(name, 0.0) + float(value)
     return found

@@ -15,6 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from conftest import ServerFactory
+from ensembles import by_nixl
 from generations import generation
 from pictures import Asked, asked, noise
 from triptych import contract, families
@@ -29,17 +30,6 @@ from unit.qwen import request as laid_out
 pytestmark = pytest.mark.server
 
 
-def rewire(repository: Path, engine: str) -> None:
-    """README's edit of ``chat_<engine>``: take out the two lines that map EMBEDDINGS."""
-    folder = repository / f"chat_{engine}_by_nixl"
-    shutil.copytree(repository / f"chat_{engine}", folder)
-    config = folder / "config.pbtxt"
-    lines = config.read_text().replace(f'"chat_{engine}"', f'"{folder.name}"').splitlines()
-    kept = [line for line in lines if '"EMBEDDINGS"' not in line]
-    assert len(lines) - len(kept) == 2
-    config.write_text("\n".join(kept))
-
-
 @pytest.fixture(scope="module", params=["echo", "vllm"])
 def both(
     request: pytest.FixtureRequest,
@@ -51,7 +41,7 @@ def both(
     engine = request.param
     repository = tmp_path_factory.mktemp("rewired") / "model_repository"
     shutil.copytree(echo_repository, repository)
-    rewire(repository, engine)
+    by_nixl(repository, f"chat_{engine}")
     other = "chat_vllm_nixl" if engine == "vllm" else "chat_echo_by_nixl"
     options = {"model_repository": str(repository), "extra_args": (f"--load-model={other}",)}
     server = start_server(engine, options=options, encoder_cache_mb=0)
@@ -90,7 +80,7 @@ def test_answers_by_nixl_are_those_by_tensor(both: tuple[Server, str, str]) -> N
 def test_the_shipped_ensemble_is_the_edited_one(tmp_path: Path, repository_root: Path) -> None:
     repository = tmp_path / "model_repository"
     shutil.copytree(repository_root / "model_repository", repository)
-    rewire(repository, "vllm")
+    by_nixl(repository, "chat_vllm")
 
     def statements(name: str) -> list[str]:
         text = (repository / name / "config.pbtxt").read_text().replace(name, "")

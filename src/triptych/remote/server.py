@@ -47,6 +47,10 @@ class RemoteServer:
         """Why it is not ready."""
         self.outstanding = 0
         """Embeddings it has been asked for and not given yet."""
+        self.items = 0
+        """How many it has encoded."""
+        self.failures = 0
+        """How many it has not, though it was asked."""
         self._timeout_s = timeout_s
         self._failed = False
         """Whether it must answer a request without items before it is ready again."""
@@ -87,10 +91,14 @@ class RemoteServer:
         """
         self.outstanding += call.item.tokens
         try:
-            result = await self._ask(call, timeout_s)
+            answer = call.read(await self._ask(call, timeout_s), self.address)
+            self.items += 1
+        except TriptychError:
+            self.failures += 1
+            raise
         finally:
             self.outstanding -= call.item.tokens
-        return call.read(result, self.address)
+        return answer
 
     async def close(self) -> None:
         """Hang up; what is under way fails."""

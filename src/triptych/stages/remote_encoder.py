@@ -24,7 +24,8 @@ from msgspec.structs import replace
 
 from triptych import contract
 from triptych.contract import Again, Item, Ticket
-from triptych.errors import InvalidValue, LeaseLost, TriptychError
+from triptych.encode import lookup
+from triptych.errors import ConfigurationError, InvalidValue, LeaseLost, TriptychError
 from triptych.remote import Kept, Pool
 from triptych.remote.call import Answer, Call
 from triptych.remote.kept import Sent
@@ -32,13 +33,14 @@ from triptych.remote.tickets import join, merge
 from triptych.settings import RemoteEncoderSettings
 from triptych.stages import backend
 from triptych.stages.encoder_inputs import read_items, read_pixels
+from triptych.stages.remote_encoder_metrics import Metrics
 
 logger = logging.getLogger("triptych.stages.remote_encoder")
 
 DRAIN_S = 10.0
 """Seconds that `finalize` gives to what is under way."""
-SWEEP_S = 5.0
-"""Between two looks for pixels that nobody can need any more."""
+TICK_S = 1.0
+"""Between two looks for pixels that nobody can need any more, and for news for the metrics."""
 
 Result = TypeVar("Result")
 
@@ -124,6 +126,11 @@ class RemoteEncoderModel:
 
     def _recall(self, item: Item) -> Sent:
         sent = self._kept.take(item.lease)
+        if lookup.SEPARATOR in item.lease:
+            raise ConfigurationError(
+                "preprocess has given the pixels to an encoder of this server; where an ensemble "
+                "has remote_encoder, set encoder_model to nothing (TRIPTYCH_ENCODER_MODEL=)"
+            )
         if sent is None:
             raise LeaseLost("this item's pixels are no longer kept; send the request again")
         return sent
@@ -168,17 +175,19 @@ class RemoteEncoderModel:
             health_timeout_s=settings.encoder_health_timeout_s,
         )
         await pool.start()
-        self._sweeping = asyncio.create_task(self._sweep())
+        metrics = Metrics(self._name, pool.servers)
+        self._ticking = asyncio.create_task(self._tick(metrics))
         return pool
 
     async def _stop(self) -> None:
-        self._sweeping.cancel()
+        self._ticking.cancel()
         await self._pool.close()
 
-    async def _sweep(self) -> None:
+    async def _tick(self, metrics: Metrics) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            metrics.show()
             self._kept.expire()
+            await asyncio.sleep(TICK_S)
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
