@@ -27,6 +27,7 @@ from engine_contract import SLOTS, EngineContract, about_a_picture, long, words
 from engine_sampling import SamplingContract
 from engine_tokens import TokensContract
 from generations import collect, generation, picture, text
+from qwen_checkpoints import tiny_qwen2_vl, tiny_qwen3_vl
 from reference import HuggingFaceReference
 from triptych import families
 from triptych.engines.base import Engine
@@ -213,6 +214,49 @@ class TestStandIn:
         lost = shared_tensor.SharedTensorContainer.from_tensor(torch.ones(2)).dump_to_dict()
         with pytest.raises(RuntimeError, match="gone"):
             shared_tensor.read(lost)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("make", [tiny_qwen2_vl, tiny_qwen3_vl])
+async def test_greedy_tokens_of_other_qwen_families_are_those_of_hugging_face(
+    make: Any, tmp_path: Path
+) -> None:
+    """Two pictures; those of Qwen3-VL have embeddings of deeper layers beside the main ones."""
+    kind = families.load(make(tmp_path / "model"))
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    grids = [(1, 4, 6), (1, 8, 4)]
+    vision = model.config.vision_config
+    features = 3 * vision.temporal_patch_size * vision.patch_size**2
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.randn(
+        sum(rows * columns for _, rows, columns in grids), features, generator=chance
+    )
+    shown = "<|vision_start|><|image_pad|><|vision_end|>"
+    ids = tokenizer(f"{shown}And{shown}What colour?").input_ids
+    with torch.inference_mode():
+        seen = model.get_image_features(pixels, torch.tensor(grids))
+        deeper = getattr(seen, "deepstack_features", None) or ()
+        embeddings = [
+            torch.cat([main, *(layer[index] for layer in deeper)], dim=1)
+            for index, main in enumerate(seen.pooler_output)
+        ]
+        prompt, media = generation(kind, ids, embeddings, grids)
+        expanded = torch.tensor([prompt.expanded()])
+        drawn = model.generate(
+            input_ids=expanded,
+            attention_mask=torch.ones_like(expanded),
+            mm_token_type_ids=(expanded == model.config.image_token_id).int(),
+            pixel_values=pixels,
+            image_grid_thw=torch.tensor(grids),
+            do_sample=False,
+            max_new_tokens=prompt.sampling.max_tokens,
+        )[0, expanded.shape[1] :]
+    engine = trtllm(kind)
+    await engine.start()
+    said = text(await collect(engine, prompt, media))
+    await engine.stop()
+    assert said == tokenizer.decode(drawn, skip_special_tokens=True)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ class Model:
             return self._state(self._embed(torch.tensor([ids])), None, 0)
         if isinstance(media, DisaggregatedParams):
             pictures = [read(handle) for handle in media.multimodal_embedding_handles or ()]
-            embeddings = self._filled(ids, pictures)
+            embeddings, deepstack = self._filled(ids, pictures)
             if (
                 media.mrope_position_ids_handle is None
                 or media.mrope_position_deltas_handle is None
@@ -66,8 +66,9 @@ class Model:
                 raise RuntimeError(f"mrope positions of {positions.dtype}, {positions.shape}")
             if deltas.shape != (1,) or deltas.dtype != torch.int32:
                 raise RuntimeError(f"mrope deltas of {deltas.dtype}, {deltas.shape}")
-            return self._state(embeddings, positions.long(), int(deltas))
-        return self._state(self._filled(ids, media), None, 0)
+            return self._state(embeddings, positions.long(), int(deltas), deepstack)
+        embeddings, _ = self._filled(ids, media)
+        return self._state(embeddings, None, 0)
 
     @torch.inference_mode()
     def step(self, state: State, token: int) -> None:
@@ -75,29 +76,39 @@ class Model:
         embedded = self._embed(torch.tensor([[token]]))
         self._forward(state, embedded, torch.tensor([[state.length + state.delta]]))
 
-    def _filled(self, ids: list[int], pictures: list[torch.Tensor]) -> torch.Tensor:
+    def _filled(self, ids: list[int], pictures: list[torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+        """Embeddings of the whole prompt, and what goes into layers beyond the first."""
         places = [index for index, token in enumerate(ids) if token == self.placeholder]
         if len(places) != len(pictures):
             raise RuntimeError(f"{len(places)} placeholders for {len(pictures)} pictures")
         embedded = self._embed(torch.tensor(ids))
-        parts, start = [], 0
+        parts, seen, start = [], [], 0
         for place, picture in zip(places, pictures, strict=True):
-            if picture.dim() != 2 or picture.shape[1] < self.hidden_size:
+            if picture.dim() != 2 or picture.shape[1] % self.hidden_size:
                 raise RuntimeError(f"embeddings of shape {tuple(picture.shape)}")
             if picture.dtype != embedded.dtype:
                 raise RuntimeError(f"embeddings of {picture.dtype} for a model of {embedded.dtype}")
-            parts += [embedded[start:place], picture]
+            parts += [embedded[start:place], picture[:, : self.hidden_size]]
+            seen += [torch.zeros(place - start).bool(), torch.ones(len(picture)).bool()]
             start = place + 1
-        return torch.cat([*parts, embedded[start:]])[None]
+        parts.append(embedded[start:])
+        seen.append(torch.zeros(len(ids) - start).bool())
+        _, *deeper = torch.cat(pictures).split(self.hidden_size, dim=1)
+        deepstack = {"visual_pos_masks": torch.cat(seen)[None], "deepstack_visual_embeds": deeper}
+        return torch.cat(parts)[None], deepstack if deeper else {}
 
-    def _state(self, embedded: torch.Tensor, positions: Any, delta: int) -> State:
+    def _state(
+        self, embedded: torch.Tensor, positions: Any, delta: int, deepstack: Any = None
+    ) -> State:
         state = State(DynamicCache(), delta)
         if positions is None:
             positions = torch.arange(embedded.shape[1])[None]
-        self._forward(state, embedded, positions)
+        self._forward(state, embedded, positions, **deepstack or {})
         return state
 
-    def _forward(self, state: State, embedded: torch.Tensor, positions: torch.Tensor) -> None:
+    def _forward(
+        self, state: State, embedded: torch.Tensor, positions: torch.Tensor, **deepstack: Any
+    ) -> None:
         if self._by_mrope and positions.dim() == 2:
             positions = positions.expand(3, 1, -1)
         output = self._language_model(
@@ -105,6 +116,7 @@ class Model:
             position_ids=positions,
             past_key_values=state.cache,
             use_cache=True,
+            **deepstack,
         )
         state.length += embedded.shape[1]
         state.logits = self._head(output.last_hidden_state[0, -1]).float()
