@@ -71,6 +71,8 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Inputs and outputs of each model, by its name up to the first underscore."""
 
+TRACEPARENT = "traceparent"
+"""Parameter of a request to an ensemble: the caller's place in a trace, as the W3C has it."""
 ABORT = "abort"
 """Request parameter of ``decode_*``: its value is the Triton request id whose generation ends."""
 
@@ -314,6 +316,8 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The usage of a stream goes into the chunk with the finish reason, not into one more."""
     tools: tuple[str, ...] = ()
     """Names of the functions whose calls are read out of the text; empty: there are none."""
+    traceparent: str = ""
+    """The caller's place in a trace, as the W3C has it; empty: none was given."""
     arrived: float = 0.0
     """When preprocess got the request, seconds of this machine's `time.monotonic`."""
     decoded: float = 0.0

@@ -28,6 +28,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Directory of the checkpoint in Hugging Face's layout."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What of ``triptych.*`` goes to the server's log."""
+    log_requests: bool = True
+    """One line of JSON in the log for each request, without its content."""
+    log_content: bool = False
+    """What callers wrote may be in the log too: requests, their media cut short, and the words of
+    errors, which quote them."""
+    otlp_endpoint: str = ""
+    """Where traces go: a collector's URL for OTLP over HTTP, such as
+    ``http://localhost:4318/v1/traces``; empty: nowhere."""
 
 
 class MediaSettings(Settings, frozen=True, kw_only=True):
@@ -132,9 +140,9 @@ class EncoderSettings(HandoverSettings, frozen=True, kw_only=True):
     """``auto``: bfloat16 on a GPU, float32 on the CPU."""
     encoder_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Threads of the CPU encoder; 0: all cores."""
-    max_encoder_tokens: Positive = 16_384
-    """Embeddings of one forward pass; what exceeds it waits for the next. A medium that is larger
-    by itself has a pass of its own."""
+    max_encoder_tokens: Positive = 4096
+    """Embeddings of one forward pass; what exceeds it waits for the next. A clip that is larger by
+    itself goes in parts, and smaller media between them; a picture has a pass of its own."""
     encoder_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 512
     """Embeddings kept on the device by one encoder instance, in MiB; 0: none."""
     encoder_host_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -68,6 +68,8 @@ class MediaLoader:
         planner: The model family, which says what size each medium must have.
         fetcher: The HTTP client; one made from the settings unless given.
         holder: Who may need no pixels of what it had before; `close` closes it.
+        on_step: Told the seconds of each ``fetch`` over the network and each ``decode``, the
+            waiting for a worker included.
     """
 
     def __init__(
@@ -77,10 +79,12 @@ class MediaLoader:
         *,
         fetcher: Fetcher | None = None,
         holder: Holder | None = None,
+        on_step: Callable[[str, float], None] = lambda step, seconds: None,
     ) -> None:
         self.settings = settings
         self._planner = planner
         self._holder = holder
+        self._on_step = on_step
         self._policy = Policy(settings)
         self._fetcher = fetcher or Fetcher(settings, self._policy)
         self._cache = MediaCache(settings.media_cache_mb * MIB, settings.media_cache_urls)
@@ -225,6 +229,7 @@ class MediaLoader:
         limit = self._limit(modality, options)
 
         async def fetch() -> Content | None:
+            began = time.monotonic()
             fetched = await self._fetcher.fetch(
                 url,
                 types=TYPES[modality],
@@ -232,6 +237,7 @@ class MediaLoader:
                 timeout_s=self._fetch_timeout(modality),
                 validators=validators,
             )
+            self._on_step("fetch", time.monotonic() - began)
             return self._received(url, fetched, known if validators else None)
 
         content = await self._fetches.run(f"{modality}:{limit}:{validators}:{url}", fetch)
@@ -337,7 +343,9 @@ class MediaLoader:
         kind = self._kind(modality, content.data, options)
         pool = self._pickles if kind == "pickle" else self._pool
         job = Job(modality, kind, len(content.data), options)
+        began = time.monotonic()
         array, answer = await pool.run(job, content.data)
+        self._on_step("decode", time.monotonic() - began)
         digest = blake3.blake3(f"{content.hash} {modality} {kind} {answer.stamp}".encode())
         loaded = Loaded(
             modality=modality,

@@ -133,6 +133,12 @@ def read_row(request: Any, name: str) -> torch.Tensor | None:
     return data[0]
 
 
+def parameter(request: Any, name: str) -> str:
+    """The parameter ``name`` that a caller gave with a request; empty: none."""
+    given = request.parameters()
+    return str(json.loads(given).get(name, "")) if given else ""
+
+
 def text_tensor(name: str, text: bytes | str, shape: Sequence[int] = (1,)) -> Any:
     """A BYTES tensor of one element."""
     data = text.encode() if isinstance(text, str) else text

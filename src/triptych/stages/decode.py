@@ -29,9 +29,11 @@ from triptych.pulse import Pulse
 from triptych.settings import DecodeSettings
 from triptych.stages import again, backend
 from triptych.stages.decode_inputs import read_embeddings, read_prompt, read_ticket
+from triptych.stages.ended import Ended
 from triptych.stages.generations import Generations
 from triptych.stages.outbox import Outbox, Parcel, Sender
 from triptych.stages.roads import Fetchers
+from triptych.stages.telemetry import Telemetry
 from triptych.stages.times import Times
 
 logger = logging.getLogger("triptych.stages.decode")
@@ -64,6 +66,7 @@ class DecodeModel:
             on_outage=self._pulse.tell,
             on_end=_end_process,
         )
+        self._telemetry = Telemetry("decode", settings, args)
         self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()
@@ -73,6 +76,7 @@ class DecodeModel:
         except BaseException:
             self._fetchers.close()
             self._sender.stop(SEND_TIMEOUT_S)
+            self._telemetry.stop()
             raise
         self._pulse.follow(self._generations.loop)
         logger.info("serving %s with %s", settings.model, self.engine_type.name)
@@ -80,7 +84,7 @@ class DecodeModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Take the requests over; each is answered by the sender thread."""
         for request in requests:
-            reply = TritonReply(request)
+            reply = TritonReply(request, self._telemetry)
             try:
                 self._begin(request, reply)
             except Exception as error:
@@ -92,6 +96,7 @@ class DecodeModel:
             self._fetchers.close()
             self._generations.stop()
             self._sender.stop(SEND_TIMEOUT_S)
+            self._telemetry.stop()
 
     def _begin(self, request: Any, reply: TritonReply) -> None:
         parameters = json.loads(request.parameters() or "{}")
@@ -109,12 +114,15 @@ class DecodeModel:
             reply.times.encoded = time.monotonic()
             self._generations.begin(request_id, prompt, claim, outbox)
             return
+        began = time.monotonic()
         fetched = again.fetch(self._fetchers, ticket, embeddings)
 
         def begin(fetched: Future[again.Fetched]) -> None:
             try:
                 read, tensors = fetched.result()
                 reply.times.encoded = time.monotonic()
+                if tensors:
+                    self._telemetry.step("handover", reply.times.encoded - began)
                 media = list(zip(read.items, tensors, strict=True))
                 self._generations.begin(request_id, prompt, media, outbox)
             except Exception as error:
@@ -138,7 +146,8 @@ class TritonReply:
     prompt: Prompt | None = None
     """Without one the answer is empty: an abort's."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self._sender = request.get_response_sender()
         self._request_id: str = request.request_id()
         self._wanted = frozenset(request.requested_output_names())
@@ -148,6 +157,7 @@ class TritonReply:
     def send(self, parcel: Parcel) -> None:
         """Send the outputs that were asked for; a stream with usage ends with one response more."""
         if parcel.error is not None:
+            self._telemetry.ended(Ended.by(parcel.error, self._request_id, prompt=self.prompt))
             self._respond(backend.error_response(parcel.error, self._request_id), final=True)
             return
         *chunks, last = self._chunks(parcel)
@@ -187,13 +197,24 @@ class TritonReply:
         if parcel.finish_reason is None:
             return [writer.delta(parcel.text, logprobs)]
         taken = parcel.usage or base.Usage(prompt.length, 0)
+        stages = self.times.stages(prompt)
+        self._telemetry.ended(
+            Ended(
+                self._request_id,
+                parcel.finish_reason,
+                prompt=prompt,
+                stages=stages,
+                usage=taken,
+                first=self.times.first,
+            )
+        )
         usage = writer.count(taken.completion_tokens, cached_tokens=taken.cached_tokens)
         return writer.end(
             parcel.finish_reason,
             usage,
             text=parcel.text,
             logprobs=logprobs,
-            stages=self.times.stages(prompt),
+            stages=stages,
         )
 
 

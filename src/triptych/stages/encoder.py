@@ -27,7 +27,9 @@ from triptych.settings import EncoderSettings
 from triptych.stages import backend
 from triptych.stages.encoder_inputs import read_items, read_media
 from triptych.stages.encoder_metrics import Metrics
+from triptych.stages.ended import Ended
 from triptych.stages.roads import Publishers
+from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.encoder")
 
@@ -47,6 +49,7 @@ class EncoderModel:
         if settings.encoder_threads:
             torch.set_num_threads(settings.encoder_threads)
         self._name = args["model_name"]
+        self._telemetry = Telemetry("encoder", settings, args)
         self._metrics = Metrics(args["model_name"], args["model_instance_name"])
         self._encoder = Encoder(
             families.load(settings.model),
@@ -72,12 +75,12 @@ class EncoderModel:
                 work.append((items, media))
                 places.append(place)
             except Exception as error:
-                answers[place] = backend.error_response(error, request.request_id())
+                answers[place] = self._refuse(request, error)
         try:
             encoded = self._encoder.encode(work, [publisher.room for publisher in publishers])
         except Exception as error:
             for place in places:
-                answers[place] = backend.error_response(error, requests[place].request_id())
+                answers[place] = self._refuse(requests[place], error)
             return answers
         for place, (items, _), answer, publisher in zip(
             places, work, encoded, publishers, strict=True
@@ -99,7 +102,7 @@ class EncoderModel:
                 raise answer
             ticket = publisher.publish(answer.embeddings, answer.ticket)
         except Exception as error:
-            return backend.error_response(error, request.request_id())
+            return self._refuse(request, error)
         wanted = request.requested_output_names()
         tensors = []
         if contract.EMBEDDINGS in wanted:
@@ -117,6 +120,10 @@ class EncoderModel:
             tensors.append(backend.text_tensor(contract.TICKET, data, shape=(1, 1)))
         return backend.response(*tensors)
 
+    def _refuse(self, request: Any, error: BaseException) -> Any:
+        self._telemetry.ended(Ended.by(error, request.request_id()))
+        return backend.error_response(error, request.request_id())
+
     def finalize(self) -> None:
         """End the look-up, remove its socket, and end all leases; a second call does nothing."""
         side_road: SideRoad | None = getattr(self, "_side_road", None)
@@ -124,6 +131,8 @@ class EncoderModel:
             side_road.stop()
         if hasattr(self, "_publishers"):
             self._publishers.close()
+        if hasattr(self, "_telemetry"):
+            self._telemetry.stop()
 
 
 def choose_device(name: str, args: Mapping[str, str]) -> torch.device:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -16,13 +18,17 @@ from triptych.chat.messages import MediaPart, TensorPlace
 from triptych.chat.prompt import MediumSize, PromptBuilder, Rendered
 from triptych.chat.request import ChatRequest, parse
 from triptych.contract import Items, Prompt
-from triptych.errors import InvalidRequest, InvalidValue
+from triptych.errors import InvalidRequest, InvalidValue, TriptychError
 from triptych.families.base import Family
 from triptych.media.base import Given, Loaded, MediaOptions
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
+from triptych.stages.leased import Leased
+
+logger = logging.getLogger("triptych.stages.preprocess")
 
 MIB = 1 << 20
+_DATA = re.compile(rb"([A-Za-z0-9+/]{64})[A-Za-z0-9+/=]{64,}")
 
 MediaBytes = npt.NDArray[np.uint8]
 
@@ -38,6 +44,8 @@ class Begun:
     """TENSORS, that parts may name pieces of; shape (bytes,), uint8."""
     arrived: float = 0.0
     """`Prompt.arrived`."""
+    traceparent: str = ""
+    """`Prompt.traceparent`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ class Preparer:
         self._settings = settings
         self._family = family
         self._loader = loader
+        self._leased = Leased()
         self._builder = PromptBuilder(
             settings.model,
             {modality: family.placeholder(modality) for modality in family.modalities},
@@ -82,7 +91,12 @@ class Preparer:
         )
 
     def begin(
-        self, data: bytes, tensors: MediaBytes | None = None, *, arrived: float = 0.0
+        self,
+        data: bytes,
+        tensors: MediaBytes | None = None,
+        *,
+        arrived: float = 0.0,
+        traceparent: str = "",
     ) -> Begun:
         """Read REQUEST, and check all of it that can be checked before its media are there.
 
@@ -90,6 +104,7 @@ class Preparer:
             data: REQUEST.
             tensors: TENSORS, of shape (bytes,); None: the request came without it.
             arrived: When it came, `time.monotonic` seconds.
+            traceparent: The caller's place in a trace.
 
         Raises:
             InvalidRequest: Whatever is wrong with it.
@@ -105,7 +120,10 @@ class Preparer:
                 where="messages",
             )
         _check_places(media, tensors)
-        return Begun(request, self._builder.render(request), media, tensors, arrived)
+        if self._settings.log_content:
+            logger.info("request %s", shortened(data))
+        rendered = self._builder.render(request)
+        return Begun(request, rendered, media, tensors, arrived, traceparent)
 
     def without_media(self, begun: Begun) -> Prepared:
         """The outputs of a request of text alone.
@@ -124,10 +142,28 @@ class Preparer:
             ContextTooLong: Prompt and answer do not fit the context.
         """
         loaded = await _all([self._load(part, begun.tensors) for part in begun.media])
+        for part, medium in zip(begun.media, loaded, strict=True):
+            if medium.lease:
+                self._leased.remember(medium.lease, part, medium.hash)
         sizes = [self._size(part, medium) for part, medium in zip(begun.media, loaded, strict=True)]
         prompt = self._builder.build(begun.request, begun.rendered, sizes)
         media, items = assemble([loaded[slot.medium] for slot in begun.rendered.slots])
         return Prepared(_encode(prompt, begun, loaded), media, contract.encode(items))
+
+    async def again(self, lost: str) -> str | None:
+        """Another lease of the medium of one that was sent and is lost; None: there is no way."""
+        given = self._leased.take(lost)
+        if given is None:
+            return None
+        try:
+            loaded = await self._load(given.part, None)
+        except TriptychError as error:
+            logger.warning("a medium whose lease was lost cannot be loaded again: %s", error)
+            return None
+        if not loaded.lease or loaded.hash != given.hash:
+            return None
+        self._leased.remember(loaded.lease, given.part, given.hash)
+        return loaded.lease
 
     def _size(self, part: MediaPart, medium: Loaded) -> MediumSize:
         """What the prompt must know of a medium."""
@@ -192,8 +228,15 @@ def _encode(prompt: Prompt, begun: Begun, loaded: Sequence[Loaded] = ()) -> byte
     decoded = max((medium.decoded for medium in loaded if medium.decoded), default=time.monotonic())
     # What was decoded for another request may have been there before this one came.
     decoded = max(decoded, begun.arrived)
-    timed = msgspec.structs.replace(prompt, arrived=begun.arrived, decoded=decoded)
+    timed = msgspec.structs.replace(
+        prompt, arrived=begun.arrived, decoded=decoded, traceparent=begun.traceparent
+    )
     return contract.encode(timed)
+
+
+def shortened(data: bytes) -> str:
+    """A REQUEST for the log: of media that are in it, their beginning."""
+    return _DATA.sub(rb"\1...", data).decode("utf-8", "replace")
 
 
 def _octets(medium: Loaded) -> MediaBytes:

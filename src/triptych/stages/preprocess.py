@@ -24,13 +24,16 @@ from typing import Any
 from triptych import contract, families
 from triptych.encode import lookup
 from triptych.encode.lookup_client import LookupClient
+from triptych.encode.recall import Recall
 from triptych.errors import Cancelled, Unavailable
 from triptych.media.loader import MediaLoader
 from triptych.pulse import Pulse
 from triptych.settings import PreprocessSettings
 from triptych.stages import backend
+from triptych.stages.ended import Ended
 from triptych.stages.held import EncoderHoldings
 from triptych.stages.prepare import MediaBytes, Prepared, Preparer
+from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.preprocess")
 
@@ -51,6 +54,7 @@ class _Job:
     outcome: Prepared | BaseException | None = None
     loading: Future[Prepared] | None = None
     arrived: float = field(default_factory=time.monotonic)
+    traceparent: str = ""
 
 
 class PreprocessModel:
@@ -65,9 +69,12 @@ class PreprocessModel:
         family = families.load(settings.model)
         self._max_tensors = settings.max_request_mb << 20
         self._loop = asyncio.new_event_loop()
-        loader = MediaLoader(settings, family, holder=encoder_holdings(settings))
+        self._telemetry = Telemetry("preprocess", settings, args)
+        loader = MediaLoader(
+            settings, family, holder=encoder_holdings(settings), on_step=self._telemetry.step
+        )
         self._preparer = Preparer(settings, family, loader)
-        self._courier = Courier(self._preparer, self._loop)
+        self._courier = Courier(self._preparer, self._loop, self._telemetry)
         self._loop_thread = threading.Thread(
             target=self._loop.run_forever, name="triptych-media", daemon=True
         )
@@ -77,6 +84,7 @@ class PreprocessModel:
         # Meanwhile the model loads on: the first picture shall not wait for a worker to start.
         warming = asyncio.run_coroutine_threadsafe(self._preparer.start(), self._loop)
         warming.add_done_callback(_warmed)
+        self._recall = self._open_recall(args) if settings.encoder_model else None
         logger.info("serving %s from %s", family.name, settings.model)
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -85,6 +93,7 @@ class PreprocessModel:
             job = _Job(request.get_response_sender(), request.request_id())
             try:
                 job.data = backend.read_bytes(request, contract.REQUEST)
+                job.traceparent = backend.parameter(request, contract.TRACEPARENT)
                 job.tensors = backend.read_octets(
                     request, contract.REQUEST_TENSORS, self._max_tensors
                 )
@@ -92,13 +101,25 @@ class PreprocessModel:
                 job.outcome = error
             self._courier.submit(job)
 
+    def _open_recall(self, args: Mapping[str, str]) -> Recall | None:
+        """Where the encoder and decode may come back; None: this machine does not let us listen."""
+        try:
+            name = lookup.instance(args["model_name"], args["model_instance_name"])
+            address = lookup.address(lookup.place(), name)
+            recall = Recall(address, self._preparer.again, self._courier.drop)
+            asyncio.run_coroutine_threadsafe(recall.start(), self._loop).result(STOP_TIMEOUT_S)
+        except (OSError, ValueError) as error:
+            logger.warning("a lease that is lost cannot be made good: %s", error)
+            return None
+        return recall
+
     def finalize(self) -> None:
         """Answer what is left, and end the threads; a second call does nothing."""
         if not hasattr(self, "_courier"):
             return
         logger.debug("stopping")
         self._courier.stop()
-        closing = asyncio.run_coroutine_threadsafe(self._preparer.close(), self._loop)
+        closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         try:
             closing.result(STOP_TIMEOUT_S)
         except Exception:
@@ -106,8 +127,14 @@ class PreprocessModel:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(STOP_TIMEOUT_S)
         self._loop.close()
+        self._telemetry.stop()
         del self._courier
         logger.debug("stopped")
+
+    async def _close(self) -> None:
+        if self._recall:
+            await self._recall.close()
+        await self._preparer.close()
 
 
 def encoder_holdings(settings: PreprocessSettings) -> EncoderHoldings | None:
@@ -124,8 +151,11 @@ def encoder_holdings(settings: PreprocessSettings) -> EncoderHoldings | None:
 class Courier:
     """The thread that begins requests, watches their callers, and sends the answers."""
 
-    def __init__(self, preparer: Preparer, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, preparer: Preparer, loop: asyncio.AbstractEventLoop, telemetry: Telemetry
+    ) -> None:
         self._preparer = preparer
+        self._telemetry = telemetry
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loading: set[_Job] = set()
@@ -181,7 +211,9 @@ class Courier:
 
     def _begin(self, job: _Job) -> None:
         try:
-            begun = self._preparer.begin(job.data, job.tensors, arrived=job.arrived)
+            begun = self._preparer.begin(
+                job.data, job.tensors, arrived=job.arrived, traceparent=job.traceparent
+            )
             job.data, job.tensors = b"", None
             if not begun.media:
                 job.outcome = self._preparer.without_media(begun)
@@ -203,6 +235,7 @@ class Courier:
                 )
             else:
                 response = backend.error_response(outcome, job.request_id)
+                self._telemetry.ended(Ended.by(outcome, job.request_id))
             job.sender.send(response, flags=backend.FINAL)
         except Exception:
             # The caller is gone, or Triton is stopping: there is nobody left to tell.
