@@ -31,6 +31,8 @@ class Part:
     spots: list[Spot]
     offset: int | None = None
     """In the reader's arena."""
+    met: bool = False
+    """Whether its owner is known and was not lost."""
     handle: Any = None
     done: bool = False
 

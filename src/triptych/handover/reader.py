@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 
 from triptych.contract import Ticket
@@ -30,7 +29,7 @@ from triptych.errors import (
 )
 from triptych.handover.agent import Agent
 from triptych.handover.arena import Arena
-from triptych.handover.owner import Release
+from triptych.handover.herald import Herald
 from triptych.handover.parts import Part, parts, verified
 from triptych.handover.peers import Peers
 
@@ -38,8 +37,6 @@ logger = logging.getLogger("triptych.handover")
 
 FIRST_WAIT_S, LAST_WAIT_S = 50e-6, 1e-3
 """Between two looks at what is under way: from the first to the last, doubling."""
-LINGER_S, LINGER_WAIT_S = 0.01, 0.005
-"""How long the thread drives on releases after the last fetch, and how often."""
 QUARANTINE_S = 10.0
 """How long memory is not used again whose transfer was given up: bytes may still arrive."""
 
@@ -89,13 +86,10 @@ class NixlFetcher:
         self._stream = torch.cuda.Stream(device) if self._arena.memory == "cuda" else None
         self._agent = Agent("decode")
         self._agent.register(self._arena)
-        # A read ends when all that was sent before it is acknowledged, for which the owner takes a
-        # millisecond. So releases are sent by somebody else.
-        self._herald = Agent("herald")
-        self._peers = Peers((self._agent, self._herald), key)
+        self._herald = Herald()
+        self._peers = Peers((self._agent, self._herald.agent), key)
         self._active: list[Fetch] = []
         self._abandoned: deque[Abandoned] = deque()
-        self._drive_until = 0.0
         self._untold = False
         """Whether there is a peer whose transport was not logged yet."""
         self._closing = False
@@ -159,7 +153,7 @@ class NixlFetcher:
                 with self._changed:
                     if self._closing:
                         return
-                    self._peers.use(part.first.agent, ticket.agents[part.first.agent])
+                    self._meet(part.first.agent, ticket)
                 unread.append(part)
         except TriptychError as error:
             logger.warning("embeddings that nobody reads are not given back: %s", error)
@@ -186,7 +180,7 @@ class NixlFetcher:
             self._changed.notify_all()
         self._thread.join()
         self._agent.close()
-        self._herald.close()
+        self._herald.agent.close()
 
     def _run(self) -> None:
         wait = FIRST_WAIT_S
@@ -194,18 +188,20 @@ class NixlFetcher:
             with self._changed:
                 if not self._active:
                     wait = FIRST_WAIT_S
-                    left = self._drive_until - time.monotonic()
-                    self._changed.wait(min(LINGER_WAIT_S, left) if left > 0 else None)
+                    self._changed.wait_for(
+                        lambda: self._active or self._closing or self._herald.pause == 0,
+                        self._herald.pause,
+                    )
+                self._herald.work()
                 if self._closing:
                     return
-                try:
-                    self._herald.notifications()
-                except Exception:
-                    logger.exception("%s cannot be driven on", self._herald.name)
                 ended = self._advance(self._active)
                 self._active = [fetch for fetch in self._active if fetch not in ended]
                 waiting = bool(self._active)
+                if self._untold:
+                    self._tell_transports()
             self._finish(ended)
+            del ended  # and with it the embeddings, which are their reader's
             if waiting:
                 time.sleep(wait)
                 wait = min(2 * wait, LAST_WAIT_S)
@@ -234,18 +230,19 @@ class NixlFetcher:
         if part.done:
             return
         span = part.first
-        if part.offset is None:
-            part.offset = self._room(part.nbytes)
-        if part.offset is not None and part.handle is None:
-            if self._peers.use(span.agent, fetch.ticket.agents[span.agent]):
-                self._untold = True
-            part.handle = self._agent.read(
-                span.agent,
-                (self._arena.memory, self._arena.device_id, self._arena.address + part.offset),
-                (span.memory, span.device, span.header),
-                part.nbytes,
-            )
-            self._peers.begin(span.agent)
+        if part.handle is None:
+            self._meet(span.agent, fetch.ticket)
+            part.met = True
+            if part.offset is None:
+                part.offset = self._room(part.nbytes)
+            if part.offset is not None:
+                part.handle = self._agent.read(
+                    span.agent,
+                    (self._arena.memory, self._arena.device_id, self._arena.address + part.offset),
+                    (span.memory, span.device, span.header),
+                    part.nbytes,
+                )
+                self._peers.begin(span.agent)
         if part.handle is not None and self._agent.done(part.handle):
             part.done = True
             self._peers.end(span.agent)
@@ -258,6 +255,11 @@ class NixlFetcher:
                     f"{self._timeout_s:g} s (handover_buffer_mb)"
                 )
             raise TimeoutError(f"no end of the transfer within {self._timeout_s:g} s")
+
+    def _meet(self, name: str, ticket: Ticket) -> None:
+        if self._peers.use(name, ticket.agents[name]):
+            self._untold = True
+            self._herald.greet()
 
     def _room(self, nbytes: int) -> int | None:
         if nbytes > self._arena.capacity:
@@ -274,6 +276,8 @@ class NixlFetcher:
         logger.warning("the way to %s is lost: %s: %s", name, type(cause).__name__, cause)
         for other in {fetch, *self._active}:
             if any(one.first.agent == name and not one.done for one in other.parts):
+                for one in other.parts:
+                    one.met = one.met and one.first.agent != name
                 error = Unavailable(
                     f"the encoder {name}, which has the embeddings, cannot be reached ({cause}); "
                     "send the request again"
@@ -282,7 +286,10 @@ class NixlFetcher:
         self._peers.drop(name)
 
     def _fail(self, fetch: Fetch, error: TriptychError) -> None:
-        """End a fetch; the memory of transfers that have not ended is kept out of use."""
+        """End a fetch; the memory of transfers that have not ended is kept out of use.
+
+        The owners that can be told have no use for the leases either.
+        """
         if fetch.future.done():
             return
         for part in fetch.parts:
@@ -290,9 +297,13 @@ class NixlFetcher:
                 self._peers.end(part.first.agent)
                 until = time.monotonic() + QUARANTINE_S
                 self._abandoned.append(Abandoned(part.handle, part.offset or 0, until))
-            elif part.offset is not None:
-                self._arena.give(part.offset)
+            else:
+                if part.offset is not None:
+                    self._arena.give(part.offset)
+                if part.met:
+                    self._herald.add([part])
             part.handle = part.offset = None
+        self._changed.notify_all()
         fetch.future.set_exception(error)
 
     def _sweep(self) -> None:
@@ -337,25 +348,14 @@ class NixlFetcher:
             self._release(read)
 
     def _release(self, read: list[Part]) -> None:
-        generations: dict[str, list[int]] = {}
-        for part in read:
-            generations.setdefault(part.first.agent, []).append(part.first.generation)
         with self._changed:
-            for name, ended in generations.items():
-                try:
-                    self._herald.notify(name, msgspec.json.encode(Release(ended)))
-                except Exception as error:
-                    logger.warning("%s was not told that it was read: %s", name, error)
-            if self._untold:
-                self._untold = False
-                self._tell_transports()
-            if (now := time.monotonic()) > self._drive_until:
-                self._changed.notify_all()
-            self._drive_until = now + LINGER_S
+            self._herald.add(read)
+            self._changed.notify_all()
 
     def _tell_transports(self) -> None:
         """Log what UCX chose for a new peer; on one host TCP is a mistake of the setup."""
         for reach in self._agent.reaches():
+            self._untold = False
             where = "on this host" if reach.same_host else "on another host"
             logger.info("embeddings come from an encoder %s by %s", where, reach.lanes)
             if reach.same_host and reach.transports <= {"tcp"}:
