@@ -20,7 +20,7 @@ ALLOWED = {
     "server": {"server", *BASE},
     "gateway": {"gateway", "chat", *BASE},
     "matrix": {"matrix", "chat", "families", "engines", *BASE},
-    "cli": {"cli", "server", "gateway", "matrix", *BASE},
+    "cli": {"cli", "server", "gateway", "matrix", "media", *BASE},
     **{room: BASE for room in BASE},
     "__init__": set(),
 }
