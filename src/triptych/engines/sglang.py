@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 import sys
 import uuid
@@ -19,7 +20,7 @@ import msgspec
 import psutil
 from tokenizers import Tokenizer
 
-from triptych.contract import DType, Modality, Prompt, Sampling
+from triptych.contract import DType, Modality, Prompt, Sampling, TicketItem
 from triptych.engines.base import (
     Alternative,
     Delta,
@@ -148,11 +149,12 @@ class SglangEngine(Engine):
         """Generate with SGLang; its detokeniser never cuts a character."""
         channel = self._running()
         embeddings = self.admit(prompt, media)
+        items = [item for item, _ in media]
         del media
         # SGLang aborts whatever id begins like the one it is given.
         generation = Generation(uuid.uuid4().hex, prompt, self._tokenizer)
         self._live[generation.id] = generation
-        channel.post(*self._request(generation, embeddings))
+        channel.post(*self._request(generation, items, embeddings))
         del embeddings
         try:
             async for delta in generation.deltas():
@@ -220,14 +222,15 @@ class SglangEngine(Engine):
         return f"its process ended {how}; its own log says why"
 
     def _request(
-        self, generation: Generation, inputs: EmbeddingInputs
+        self, generation: Generation, items: Sequence[TicketItem], inputs: EmbeddingInputs
     ) -> tuple[Generate, list[torch.Tensor]]:
         """What SGLang is asked for, and the tensors that go with it."""
         prompt = generation.prompt
         media, tensors = [], []
         for modality, values in inputs.items():
             assert isinstance(values, Mapping)
-            found, tensor = self._embeddings(modality, values)
+            of_it = [item for item in items if item.modality == modality]
+            found, tensor = self._embeddings(of_it, values)
             media.append(found)
             tensors.append(tensor)
         if len(media) > 1:
@@ -246,15 +249,17 @@ class SglangEngine(Engine):
         return asked, tensors
 
     def _embeddings(
-        self, modality: Modality, values: Mapping[str, Any]
+        self, items: Sequence[TicketItem], values: Mapping[str, Any]
     ) -> tuple[Embeddings, torch.Tensor]:
+        """The items of one modality."""
         import torch
 
+        modality = items[0].modality
         name = f"{modality}_embeds"
         tensor = values[name].to("cpu", getattr(torch, self._dtype))
         fields = {key: value.tolist() for key, value in values.items() if key != name}
         spec = TensorSpec(self._dtype, tuple(tensor.shape))
-        return Embeddings(modality.upper(), spec, fields), tensor
+        return Embeddings(modality.upper(), spec, _hash(items), fields), tensor
 
 
 class Generation:
@@ -341,6 +346,12 @@ def _sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "no_stop_trim": True,
     }
+
+
+def _hash(items: Sequence[TicketItem]) -> int:
+    """Of their embeddings, and of what their positions in the prompt are made of."""
+    told = [(item.hash, item.grid_thw, item.second_per_grid) for item in items]
+    return int.from_bytes(hashlib.blake2b(msgspec.json.encode(told), digest_size=8).digest())
 
 
 def _end(pids: Sequence[int], grace_s: float) -> None:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ _ENVIRONMENT = {
 def main() -> None:
     """Serve the stage at the other end of the socket that the command line names."""
     _die_with(os.getppid())
-    logging.basicConfig(format="%(asctime)s %(levelname).1s %(name)s[%(process)d] %(message)s")
+    _configure_logging()
     end = socket.socket(fileno=int(sys.argv[1]))
     # A fork that still had it would keep the stage from seeing that this process has ended.
     os.register_at_fork(after_in_child=end.close)
@@ -78,8 +79,10 @@ async def _serve(end: socket.socket) -> None:
     try:
         begin, _ = await channel.receive()
         assert isinstance(begin, Begin)
+        settings = msgspec.convert(begin.settings, DecodeSettings)
+        logging.getLogger("triptych").setLevel(settings.log_level.upper())
         try:
-            server = Server(msgspec.convert(begin.settings, DecodeSettings), channel)
+            server = Server(settings, channel)
         except TriptychError as error:
             channel.post(Failed(str(error)))
             await channel.receive()  # until the stage has read it
@@ -175,6 +178,17 @@ class Server:
         self._channel.post(Failed(str(failure), request_id))
 
 
+def _configure_logging() -> None:
+    """Send ``triptych.*`` to stderr, in the form of the stages'; SGLang sees to its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname).1s %(name)s[%(process)d] %(message)s")
+    )
+    root = logging.getLogger("triptych")
+    root.addHandler(handler)
+    root.propagate = False
+
+
 def _import() -> tuple[type[Engine], bool]:
     """SGLang's engine, and whether it will run on the CPU."""
     environment.prepare(_ENVIRONMENT)
@@ -182,6 +196,8 @@ def _import() -> tuple[type[Engine], bool]:
     import torch
 
     on_cpu = not torch.cuda.is_available()
+    # It warns of what it will do without on this machine.
+    warnings.simplefilter("ignore", UserWarning)
     try:
         if on_cpu:
             from triptych.engines import sglang_cpu
@@ -231,6 +247,7 @@ def _media(request: Generate, octets: memoryview) -> dict[str, list[dict[str, An
                 "format": "processor_output",
                 "modality": media.modality,
                 "precomputed_embeddings": embeddings,
+                "hash": media.hash,
                 **{name: torch.tensor(value) for name, value in media.fields.items()},
             }
         ]

@@ -43,6 +43,8 @@ class Embeddings(msgspec.Struct, frozen=True):
     """``IMAGE`` or ``VIDEO``, as SGLang has it."""
     spec: TensorSpec
     """(tokens of all items, width)."""
+    hash: int
+    """By which SGLang finds keys and values again; it says all that they hang on."""
     fields: dict[str, Any]
     """What else SGLang is told of them: ``image_grid_thw`` and such, as lists."""
 
