@@ -103,6 +103,9 @@ def serve(
     ready_timeout_s: Annotated[
         float, typer.Option(min=1, help="Seconds from the start to the first answer.")
     ] = 900.0,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Of a server that died or hangs, in a row.")
+    ] = 5,
     log_file: Annotated[
         str, typer.Option(metavar="FILE", help="Write the server's whole log there too.")
     ] = "",
@@ -145,6 +148,7 @@ def serve(
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             ready_timeout_s=ready_timeout_s,
+            max_restarts=max_restarts,
             log_file=log_file,
             log_verbose=log_verbose,
         ),

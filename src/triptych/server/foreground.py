@@ -17,7 +17,8 @@ from rich.status import Status
 from triptych.errors import TriptychError
 from triptych.server.log import StartLog
 from triptych.server.options import ServerOptions
-from triptych.server.supervisor import Server
+from triptych.server.supervisor import Supervisor
+from triptych.server.tritonserver import Server
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -53,6 +54,8 @@ def serve(
 ) -> int:
     """Serve until SIGINT or SIGTERM; a second signal ends everything at once.
 
+    A server that dies or hangs is replaced by another one, on the same ports.
+
     Args:
         options: What to serve and where.
         beside: What runs beside the server; nothing unless given.
@@ -60,45 +63,50 @@ def serve(
         on_ready: Called when all of it is ready.
 
     Returns:
-        The exit code: 0 after a clean stop, 1 when the server did not start or died, 130 when
-        it had to be killed.
+        The exit code: 0 after a clean stop, 1 when the server did not start or died too often,
+        130 when it had to be killed.
     """
     progress = _Progress(console or Console(stderr=True, highlight=False))
-    server = Server(options, on_line=progress.line, on_change=progress.change)
+    supervisor = Supervisor(
+        options,
+        on_line=progress.line,
+        on_change=progress.change,
+        say=lambda what: progress.say(_plain(what)),
+    )
     code = 1
-    with _signals(server):
+    with _signals(supervisor):
         try:
             with progress:
-                server.start()
-                server.wait_ready()
+                supervisor.start()
+            server = supervisor.server
             progress.ready(server)
             with beside(server) if beside else contextlib.nullcontext(()) as addresses:
                 for address in addresses:
                     progress.say(address.line)
                 if on_ready:
                     on_ready(server, addresses)
-                server.watch()
+                supervisor.run()
         except _Stop:
             progress.say("stopping; once more to stop at once")
             code = 0
         except TriptychError as error:
             progress.say(f"[bold red]error:[/] {_plain(error.what)}")
         finally:
-            if not server.stop() and code == 0:
+            if not supervisor.stop() and code == 0:
                 code = 130
     progress.say("stopped")
     return code
 
 
 @contextlib.contextmanager
-def _signals(server: Server) -> Iterator[None]:
+def _signals(supervisor: Supervisor) -> Iterator[None]:
     """The first signal raises `_Stop` where the main thread is; the next one kills."""
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            server.kill()
+            supervisor.kill()
             return
         asked = True
         raise _Stop
@@ -134,13 +142,15 @@ class _Progress:
         self._status.stop()
 
     def say(self, text: str) -> None:
-        """One line for the person."""
-        self._console.print(text, soft_wrap=True)
+        """One line for the person, if it can be written: its disk may be full."""
+        with contextlib.suppress(OSError):
+            self._console.print(text, soft_wrap=True)
 
     def line(self, line: str) -> None:
         """A line of the server's log; while it loads, `change` says what matters of it."""
         if self._is_ready.is_set():
-            sys.stderr.write(line + "\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write(line + "\n")
 
     def change(self, log: StartLog) -> None:
         """A model began to load, or has loaded."""

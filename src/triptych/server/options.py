@@ -38,6 +38,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """From the start to the first answer, in seconds."""
     exit_timeout_s: int = 30
     """What requests under way, and then the engine, may take to end on a stop, in seconds."""
+    max_restarts: int = 5
+    """How often in a row a server that died or hangs is started again; 0: never."""
     log_file: str = ""
     """Where the whole log is written as well; empty: nowhere."""
     log_verbose: int = 0

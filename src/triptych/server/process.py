@@ -10,14 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 import psutil
 
-from triptych.server import launch
+from triptych.server import launch, remains
 
-SHM = Path("/dev/shm")
 STUB = "triton_python_backend_stub"
 """The program of a model's process; the last argument but one is the name of its instance."""
 
@@ -36,6 +34,7 @@ class ServerProcess:
         environ: The whole environment.
         shm_prefix: How the names of its shared memory regions begin.
         on_line: Called for each line of output, from the reading thread.
+        inherited: Descriptors that the server and its stubs are to have.
     """
 
     def __init__(
@@ -44,11 +43,13 @@ class ServerProcess:
         environ: Mapping[str, str],
         shm_prefix: str,
         on_line: Callable[[str], None],
+        inherited: Sequence[int] = (),
     ) -> None:
         self._command = list(command)
         self._environ = dict(environ)
         self._shm_prefix = shm_prefix
         self._on_line = on_line
+        self._inherited = tuple(inherited)
         self._child: subprocess.Popen[str] | None = None
         self._error: OSError | None = None
         self._started = threading.Event()
@@ -86,7 +87,7 @@ class ServerProcess:
             for child in psutil.Process(self.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     command = child.cmdline()  # a zombie's is empty
-                    if command and command[0].endswith(STUB):
+                    if len(command) > 1 and command[0].endswith(STUB):
                         found[child.pid] = command[-2]
         return found
 
@@ -105,8 +106,7 @@ class ServerProcess:
         clean = self._terminate(grace_s)
         self.kill(family)
         self._thread.join(5.0)
-        for region in SHM.glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
+        remains.remove(self._shm_prefix)
         return clean
 
     def kill(self, family: Sequence[psutil.Process] | None = None) -> None:
@@ -152,6 +152,7 @@ class ServerProcess:
                 text=True,
                 errors="replace",
                 process_group=0,
+                pass_fds=self._inherited,
             )
         except OSError as error:
             self._error = error
