@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,9 +32,7 @@ class Host:
         self._link = link
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(
-        self, command: Sequence[str], environ: Mapping[str, str], log: Path
-    ) -> subprocess.Popen[bytes]:
+    def start(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         """Run a program here; its output goes to the end of ``log``."""
         with log.open("ab") as file:
             started = subprocess.Popen(
@@ -44,7 +43,6 @@ class Host:
                 stderr=subprocess.STDOUT,
             )
         self._started.append(started)
-        return started
 
     def kill(self) -> None:
         """End whatever runs here, at once."""
@@ -52,8 +50,9 @@ class Host:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
-            for started in self._started:
-                started.wait()
+            time.sleep(0.01)  # for those that are not ours to wait for
+        while self._started:
+            self._started.pop().wait()
 
     def cut(self) -> None:
         """Take the link down: from now on nothing arrives, and nobody is told."""

@@ -113,11 +113,15 @@ def serve(
 
 
 class Caller:
-    """A gRPC channel that many threads may call models by, decoupled or not."""
+    """A gRPC channel that many threads may call models by, decoupled or not.
 
-    def __init__(self, server: Server) -> None:
+    Args:
+        server: One on this host, or an address.
+    """
+
+    def __init__(self, server: Server | str) -> None:
         self._channel = grpc.insecure_channel(
-            f"127.0.0.1:{server.grpc_port}",
+            server if isinstance(server, str) else f"127.0.0.1:{server.grpc_port}",
             [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)

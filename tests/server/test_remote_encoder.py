@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from google.protobuf.json_format import MessageToJson
 from msgspec.structs import replace
 
 from benches import _embed
 from conftest import LOOPBACK_FREE, ServerFactory
-from contract.configs import parse
 from ensembles import by_nixl, by_remote_encoder
-from pictures import asked, encoded, noise
+from journey import Journey, ask
+from pictures import asked
 from traffic import Traffic
 from triptych import contract, families
 from triptych.contract import Item, Items, Ticket
@@ -148,18 +146,6 @@ def both(machines: list[Machine], server: Server) -> list[Machine]:
     return machines
 
 
-def url(seed: int) -> str:
-    data = encoded(noise(120, 90, seed), "PNG")
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def ask(caller: _embed.Caller, ensemble: str, *seeds: int) -> str:
-    """What a plain client of Triton is told about pictures."""
-    body = _embed.chat(*map(url, seeds), temperature=0, max_tokens=64)
-    told: bytes = caller.ask(ensemble, body).as_numpy("TEXT")[0]
-    return told.decode()
-
-
 @pytest.mark.parametrize("ensemble", [REMOTE, REMOTE_NIXL])
 def test_answers_are_those_of_an_encoder_of_ones_own(
     both: list[Machine], caller: _embed.Caller, ensemble: str
@@ -182,43 +168,53 @@ def test_a_picture_is_encoded_once_wherever_it_is_asked_about(
     assert min(made) > 0, "all pictures went to one server"
 
 
-@pytest.mark.parametrize("ensemble", ["chat_vllm", "chat_vllm_nixl"])
-def test_tokens_of_vllm_are_those_with_an_encoder_of_its_own(
-    both: list[Machine], vllm_server: Server, repository_root: Path, ensemble: str
-) -> None:
-    """In a server that runs: what is edited is loaded beside what is there."""
-    models = repository_root / "model_repository"
-    preprocess = parse(models / "preprocess" / "config.pbtxt")
-    preprocess.name = "preprocess_deaf"  # the other speaks to the encoder of its server
-    preprocess.parameters["encoder_model"].string_value = ""
-    code = (models / "preprocess" / "1" / "model.py").read_bytes()
-    remote = parse(models / "remote_encoder" / "config.pbtxt")
-    addresses = ",".join(machine.address for machine in both)
-    remote.parameters["encoder_addresses"].string_value = addresses
-    edited = parse(models / ensemble / "config.pbtxt")
-    edited.name = f"{ensemble}_remote"
-    first, second, _ = edited.ensemble_scheduling.step
-    first.model_name, second.model_name = preprocess.name, remote.name
-    loads = [
-        (preprocess, {"file:1/model.py": code}),
-        (remote, None),
-        (edited, {"file:1/.gitkeep": b"\n"}),
+def beside(repository: Path, model: str, name: str, **parameters: str) -> None:
+    """A copy of a model under another name, with settings in its configuration."""
+    shutil.copytree(repository / model, repository / name)
+    config = repository / name / "config.pbtxt"
+    lines = [config.read_text().replace(f'name: "{model}"', f'name: "{name}"')]
+    lines += [
+        f'parameters {{ key: "{key}"  value {{ string_value: "{value}" }} }}'
+        for key, value in parameters.items()
     ]
+    config.write_text("\n".join(lines))
+
+
+@pytest.fixture
+def edited(both: list[Machine], vllm_server: Server) -> Iterator[list[str]]:
+    """Both ensembles with ``remote_encoder``, loaded into a server that runs."""
+    repository = vllm_server.options.repository
+    addresses = ",".join(machine.address for machine in both)
+    beside(repository, "remote_encoder", "remote_encoder_pool", encoder_addresses=addresses)
+    # The one that is there speaks to the encoder of its server.
+    beside(repository, "preprocess", "preprocess_deaf", encoder_model="")
+    names = [by_remote_encoder(repository, name) for name in ("chat_vllm", "chat_vllm_nixl")]
+    for name in names:
+        config = repository / name / "config.pbtxt"
+        text = config.read_text().replace('"preprocess"', '"preprocess_deaf"')
+        config.write_text(text.replace('"remote_encoder"', '"remote_encoder_pool"'))
+    made = [*names, "preprocess_deaf", "remote_encoder_pool"]
     with triton.InferenceServerClient(f"127.0.0.1:{vllm_server.grpc_port}") as client:
-        for config, files in loads:
-            client.load_model(config.name, config=MessageToJson(config), files=files)
-        try:
-            with Client(f"127.0.0.1:{vllm_server.grpc_port}") as chat:
-                for case in asked(["description", "count", "compare_contents"], each=2, seed=52):
-                    message = user(*map(image, case.pictures), case.question)
-                    told = [
-                        chat.chat([message], model=model, stream=False, temperature=0).text
-                        for model in ("chat_vllm", edited.name)
-                    ]
-                    assert told == [case.answer] * 2
-        finally:
-            for config, _ in reversed(loads):
-                client.unload_model(config.name)
+        for name in names:
+            client.load_model(name)
+        yield names
+        for name in made:
+            client.unload_model(name)
+    for name in made:
+        shutil.rmtree(repository / name)
+
+
+def test_tokens_of_vllm_are_those_with_an_encoder_of_its_own(
+    vllm_server: Server, edited: list[str]
+) -> None:
+    with Client(f"127.0.0.1:{vllm_server.grpc_port}") as client:
+        for case in asked(["description", "count", "compare_contents"], each=2, seed=52):
+            message = user(*map(image, case.pictures), case.question)
+            told = [
+                client.chat([message], model=model, stream=False, temperature=0).text
+                for model in ("chat_vllm", *edited)
+            ]
+            assert told == [case.answer] * 3
 
 
 def inputs(items: list[Item], media: Any = ()) -> dict[str, Any]:
@@ -267,23 +263,6 @@ def test_mistakes_are_told_with_their_place(
     with pytest.raises(InvalidValue) as caught:
         caller.infer("remote_encoder", {**inputs(items, media), "ITEMS": broken})
     assert caught.value.where == "ITEMS"
-
-
-class Journey:
-    """A request that the test hands from stage to stage, as an ensemble by NIXL does."""
-
-    def __init__(self, caller: _embed.Caller, encoder: str, seed: int) -> None:
-        body = _embed.chat(url(seed), temperature=0, max_tokens=64)
-        begun = caller.ask("preprocess", body)
-        self.prompt = begun.as_numpy("PROMPT")
-        sent = {name: begun.as_numpy(name) for name in ("MEDIA", "ITEMS")}
-        self.ticket = caller.infer(encoder, sent, ["TICKET"]).as_numpy("TICKET")
-        self._caller = caller
-
-    def finish(self) -> str:
-        sent = {"PROMPT": self.prompt, "TICKET": self.ticket}
-        told: bytes = self._caller.infer("decode_echo", sent, ["TEXT"]).as_numpy("TEXT")[0]
-        return told.decode()
 
 
 def test_embeddings_whose_lease_ran_out_are_published_again(
