@@ -203,6 +203,7 @@ _BY_STATUS: dict[int, type[TriptychClientError]] = {
 # (Its ``triton_grpc_error`` header would give one, but with it tritonserver 2.51 crashes on the
 # name of a model that it does not have.)
 _TRITON_SAYS: tuple[tuple[str, type[TriptychClientError]], ...] = (
+    ("has no available versions", Unavailable),
     ("unknown model", NotFound),
     ("is not found", NotFound),
     ("missing required input", InvalidRequest),
@@ -221,6 +222,7 @@ def from_text(text: str, *, http_status: int = 500) -> TriptychClientError:
     for match in _WIRE.finditer(text):
         if found := BY_CODE.get(match["code"]):
             return found(match["what"], where=match["where"] or "")
-    if kind := _BY_STATUS.get(http_status):
-        return kind(text)
-    return next((kind for words, kind in _TRITON_SAYS if words in text), InternalError)(text)
+    for words, kind in _TRITON_SAYS:
+        if words in text:
+            return kind(text)
+    return _BY_STATUS.get(http_status, InternalError)(text)

@@ -46,6 +46,7 @@ def test_an_event_may_be_an_error(event, kind, what):
     [
         (400, b'data: {"error":"[invalid_value] a: b"}\n\n', errors.InvalidValue),
         (404, b'{"error":"Request for unknown model: \'x\' is not found"}', errors.NotFound),
+        (404, b'{"error":"unknown model: \'x\' has no available versions"}', errors.Unavailable),
         (400, b'{"error":"failed to parse"}', errors.InvalidRequest),
         (503, b"", errors.Unavailable),
         (502, b"<html>Bad Gateway</html>", errors.InternalError),
@@ -62,6 +63,7 @@ def test_a_refusal(status, body, kind):
     [
         ("Request for unknown model: 'x' is not found", errors.NotFound),
         ("Stub process 'decode_vllm_0_0' is not healthy.", errors.Unavailable),
+        ("Request for unknown model: 'x' has no available versions", errors.Unavailable),
         ("[no_such_code] a: b", errors.InternalError),
         ("", errors.InternalError),
     ],

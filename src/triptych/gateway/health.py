@@ -19,7 +19,7 @@ from triptych.gateway.faults import FAULTS, Fault, public
 
 logger = logging.getLogger("triptych.gateway")
 
-FRESH_S = 5.0
+FRESH_S = 1.0
 """How long an answer proves that there will be another, in seconds."""
 REFUSED_S = 1.0
 """How long no answer proves that there will be none, in seconds."""
