@@ -7,7 +7,7 @@
     │   ├── ContextTooLong      context_too_long     400
     │   ├── UnsupportedMedium   unsupported_medium   400
     │   └── MediaError          media_error          400
-    │       ├── MediaUnreadable media_unreadable     400
+    │       ├── MediaUnreadable media_unreadable     422
     │       ├── MediaType       media_type           415
     │       ├── MediaTooLarge   media_too_large      413
     │       ├── MediaForbidden  media_forbidden      403
@@ -95,7 +95,7 @@ class MediaError(InvalidRequest):
 class MediaUnreadable(MediaError):
     """The bytes are broken, truncated or not what they claim to be."""
 
-    code = "media_unreadable"
+    code, http_status = "media_unreadable", 422
 
 
 class MediaType(MediaError):
@@ -203,6 +203,11 @@ _BY_STATUS: dict[int, type[TriptychClientError]] = {
 # (Its ``triton_grpc_error`` header would give one, but with it tritonserver 2.51 crashes on the
 # name of a model that it does not have.)
 _TRITON_SAYS: tuple[tuple[str, type[TriptychClientError]], ...] = (
+    ("Exceeds maximum queue size", Overloaded),
+    ("Request timeout expired", DeadlineExceeded),
+    ("Server is stopping", Unavailable),
+    ("Server not ready", Unavailable),
+    ("Failed to increase the shared memory pool", Unavailable),
     ("has no available versions", Unavailable),
     ("unknown model", NotFound),
     ("is not found", NotFound),

@@ -7,7 +7,7 @@
     │   ├── ContextTooLong      context_too_long     INVALID_ARG   400
     │   ├── UnsupportedMedium   unsupported_medium   UNSUPPORTED   400
     │   └── MediaError          media_error          INVALID_ARG   400
-    │       ├── MediaUnreadable media_unreadable     INVALID_ARG   400
+    │       ├── MediaUnreadable media_unreadable     INVALID_ARG   422
     │       ├── MediaType       media_type           INVALID_ARG   415
     │       ├── MediaTooLarge   media_too_large      INVALID_ARG   413
     │       ├── MediaForbidden  media_forbidden      INVALID_ARG   403
@@ -113,7 +113,7 @@ class MediaError(InvalidRequest):
 class MediaUnreadable(MediaError):
     """The bytes are broken, truncated or not what they claim to be."""
 
-    code = "media_unreadable"
+    code, http_status = "media_unreadable", 422
 
 
 class MediaType(MediaError):

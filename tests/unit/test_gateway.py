@@ -21,8 +21,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from triptych.chat import request
 from triptych.cli import main
-from triptych.errors import ConfigurationError, InvalidValue, TriptychError
-from triptych.gateway import Gateway, GatewayOptions, asked, schema
+from triptych.errors import ConfigurationError, InvalidValue, TriptychError, UnknownField
+from triptych.gateway import Gateway, GatewayOptions, asked, prompts, schema_requests
 from triptych.gateway.faults import BadKey, ModelNotFound, headers_of, write_error
 from triptych.gateway.keys import ApiKeys
 
@@ -84,6 +84,17 @@ def ask(http: httpx.Client, **options) -> httpx.Response:
     return http.post("/v1/chat/completions", json={**BODY, **options})
 
 
+def go_on(http: httpx.Client, **options) -> httpx.Response:
+    body = {"model": "chat_x", "prompt": "Once", **options}
+    return http.post("/v1/completions", json=body)
+
+
+def events(response: httpx.Response) -> list:
+    """The events of a stream, whatever they are."""
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
 LOST = "in ensemble 'chat_x', [lease_lost] the encoder was restarted"
 
 
@@ -122,9 +133,43 @@ def test_a_fault_in_mid_stream_is_the_last_event(n: int) -> None:
     assert 'requests_total{route="/v1/chat/completions",status="503"} 1.0' in page
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_fault_of_our_own_in_mid_stream_is_told_too(n: int) -> None:
+    """Such as a chunk that is none of what chunks are."""
+    broken = json.dumps({**json.loads(chunk("a")), "choices": [{"delta": {}, "index": "x"}]})
+    scripts = [[chunk("Hi"), broken] for _ in range(n)]
+    with gateway_before(Triton(*scripts)) as http:
+        answer = go_on(http, stream=True, n=n)
+        *_, last = events(answer)
+        page = http.get("/metrics").text
+    assert answer.status_code == 200
+    assert last["error"]["code"] == "internal"
+    assert "index" not in last["error"]["message"]
+    assert 'requests_total{route="/v1/completions",status="500"} 1.0' in page
+
+
+def test_the_place_of_a_fault_names_the_prompt() -> None:
+    said = "[invalid_value] prompt[7]: must be a token of the model, got 9999"
+    with gateway_before(Triton([said], [said], [chunk("a", "stop")])) as http:
+        one = go_on(http, prompt=[1] * 8)
+        several = go_on(http, prompt=[[9] * 8, [1] * 8])
+    assert one.json()["error"]["param"] == "prompt[7]"
+    assert several.json()["error"]["param"] in ("prompt[0][7]", "prompt[1][7]")
+
+
 @pytest.mark.parametrize(
     ("text", "status", "kind", "code"),
     [
+        ("in ensemble 'chat_x', Exceeds maximum queue size", 429, "rate_limit_error",
+         "overloaded"),
+        ("in ensemble 'chat_x', Request timeout expired", 504, "server_error",
+         "deadline_exceeded"),
+        ("Server is stopping, scheduler for model has stopped accepting new inference requests",
+         503, "server_error", "unavailable"),
+        ("[media_unreadable] a: is broken", 422, "invalid_request_error", "media_unreadable"),
+        ("[media_type] a: is a GIF", 415, "invalid_request_error", "media_type"),
+        ("[media_too_large] a: 50 MiB", 413, "invalid_request_error", "media_too_large"),
+        ("[media_forbidden] a: is private", 403, "permission_error", "media_forbidden"),
         ("[overloaded] 64 requests wait", 429, "rate_limit_error", "overloaded"),
         ("[cancelled] the generation was ended", 499, "request_cancelled", "cancelled"),
         ("[media_timeout] a: 30 s", 408, "invalid_request_error", "media_timeout"),
@@ -244,21 +289,35 @@ def read(**fields) -> tuple[asked.Asked, list[dict]]:
 @pytest.mark.parametrize(
     ("options", "wanted", "sent"),
     [
-        ({}, False, {"include_usage": False}),
-        ({"stream_options": None}, False, {"include_usage": False}),
-        ({"stream_options": {}}, False, {"include_usage": False}),
-        ({"stream_options": {"include_usage": None}}, False, {"include_usage": False}),
-        ({"stream_options": {"include_usage": False}}, False, {"include_usage": False}),
-        ({"stream_options": {"include_usage": True}}, True, {"include_usage": True}),
-        ({"stream_options": {"other": 1}}, False, {"other": 1, "include_usage": False}),
-        ({"stream_options": 7}, False, 7),
+        ({}, False, {}),
+        ({"stream_options": None}, False, {}),
+        ({"stream_options": {}}, False, {}),
+        ({"stream_options": {"include_usage": None}}, False, {}),
+        ({"stream_options": {"include_usage": False}}, False, {}),
+        ({"stream_options": {"include_usage": True}}, True, {}),
+        ({"stream_options": {"include_usage": 7}}, False, {"include_usage": 7}),
+        ({"stream_options": {"other": 1}}, False, {"other": 1}),
     ],
 )
-def test_usage_is_said_in_every_stream(options: dict, wanted: bool, sent: object) -> None:
+def test_usage_is_counted_in_every_stream(options: dict, wanted: bool, sent: dict) -> None:
+    """With the finish reason, which spares a response; what is wrong is the stages' to refuse."""
     found, [body] = read(stream=True, **options)
     assert found.stream
     assert found.include_usage is wanted
-    assert body["stream_options"] == sent
+    assert body["stream_options"] == {**sent, "usage_with_finish": True}
+
+
+def test_options_of_a_wrong_type_go_on() -> None:
+    assert read(stream=True, stream_options=7)[1] == [
+        {"model": "m", "stream": True, "stream_options": 7}
+    ]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_the_gateways_own_is_no_callers(stream: bool) -> None:
+    with pytest.raises(UnknownField) as error:
+        read(stream=stream, stream_options={"usage_with_finish": False})
+    assert error.value.where == "stream_options.usage_with_finish"
 
 
 def test_what_is_not_streamed_goes_on_as_it_came() -> None:
@@ -296,42 +355,70 @@ def test_what_equals_one_and_is_none_is_left_to_preprocess(n: object) -> None:
 # The document's request against what is read.
 
 
-def document() -> dict:
-    (_, components) = msgspec.json.schema_components([schema.ChatCompletionRequest])
-    return components
+def documented(kind: type[msgspec.Struct]) -> dict:
+    (_, components) = msgspec.json.schema_components([kind])
+    return components[kind.__name__]["properties"]
 
 
-LIMITED = sorted(document()["ChatCompletionRequest"]["properties"].keys() - {"n"})
-"""``n`` is the gateway's own: preprocess makes one answer a request."""
+CHAT = documented(schema_requests.ChatCompletionRequest)
+COMPLETION = documented(schema_requests.CompletionRequest)
+OWN = {"n"}
+"""The gateway's own: preprocess makes one answer a request."""
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def accepts(**fields) -> bool:
-    body = {"messages": BODY["messages"], **fields}
+    if "prompt" not in fields:
+        fields = {"messages": BODY["messages"], **fields}
     if "top_logprobs" in fields:
-        body["logprobs"] = True
+        fields["logprobs"] = True
+    if {"tool_choice", "parallel_tool_calls"} & fields.keys():
+        fields["tools"] = [TOOL]
+    if isinstance(fields.get("tools"), list):
+        names = (f"f{number}" for number in range(len(fields["tools"])))
+        fields["tools"] = [{"function": {"name": name}} for name in names]
     try:
-        request.parse(json.dumps(body))
+        request.parse(json.dumps(fields))
     except TriptychError:
         return False
     return True
 
 
 def test_the_documents_fields_are_those_that_are_read() -> None:
-    written = set(document()["ChatCompletionRequest"]["properties"])
-    known = set(request.ChatRequest.__struct_fields__) - {"include_usage"}
-    assert written == known | {"n", "max_completion_tokens", "stream_options"}
+    known = set(request.ChatRequest.__struct_fields__) - {"include_usage", "usage_with_finish"}
+    known |= {"n", "stream_options"}
+    assert set(CHAT) == known - {"prompt"} | {"max_completion_tokens"}
+    assert set(COMPLETION) == known - set(prompts.OF_CHATS) | {"best_of", "echo"}
 
 
-@pytest.mark.parametrize("name", LIMITED)
+@pytest.mark.parametrize("name", sorted(CHAT.keys() - OWN))
 def test_the_documents_limits_are_those_that_hold(name: str) -> None:
-    field = document()["ChatCompletionRequest"]["properties"][name]
+    check_limits(name, CHAT[name], lambda value: accepts(**{name: value}))
+
+
+def accepts_completion(**fields) -> bool:
+    body = {"model": "m", "prompt": "Once", **fields}
+    try:
+        for each in prompts.read(json.dumps(body).encode()).bodies:
+            request.parse(each)
+    except TriptychError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", sorted(COMPLETION.keys() - {"best_of"}))
+def test_the_limits_of_completions_are_those_that_hold(name: str) -> None:
+    check_limits(name, COMPLETION[name], lambda value: accepts_completion(**{name: value}))
+
+
+def check_limits(name: str, field: dict, accepts: Callable[[object], bool]) -> None:
     for kind in field.get("anyOf", [field]):
         for limit, accepted, refused in limits(kind):
-            assert accepts(**{name: accepted}), (limit, accepted)
+            assert accepts(accepted), (name, limit, accepted)
             if refused is not None:
-                assert not accepts(**{name: refused}), (limit, refused)
+                assert not accepts(refused), (name, limit, refused)
         if kind.get("type") == "null":
-            assert accepts(**{name: None})
+            assert accepts(None), name
 
 
 def limits(kind: dict) -> Iterator[tuple[str, object, object]]:

@@ -149,7 +149,7 @@ def parse(data: bytes | str) -> ChatRequest:
         InvalidValue: A field is of the wrong type or out of its range.
         UnknownField: A field that the API does not have, or that is not served.
     """
-    fields = Fields(_decode(data), "", UNSERVED)
+    fields = Fields(decode(data), "", UNSERVED)
     prompt = _read_prompt(fields)
     messages = read_messages(fields.need("messages")) if prompt is None else ()
     stream = fields.boolean("stream", default=False)
@@ -226,7 +226,12 @@ _WRITTEN_APART = (
 )
 
 
-def _decode(data: bytes | str) -> object:
+def decode(data: bytes | str) -> object:
+    """The JSON of a request.
+
+    Raises:
+        InvalidRequest: It is broken; the text has the position in bytes.
+    """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     try:
         return msgspec.json.decode(raw)

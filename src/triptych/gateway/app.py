@@ -39,8 +39,9 @@ def create_app(options: GatewayOptions) -> FastAPI:
     app = FastAPI(
         title="Triptych",
         version=triptych.__version__,
-        description="OpenAI's chat API in front of Triton: text, pictures, clips and sounds.",
+        description="OpenAI's API in front of Triton: text, pictures, clips and sounds.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere: `routes.docs`
         redoc_url=None,
     )
     app.include_router(_guarded(options))

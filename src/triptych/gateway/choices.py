@@ -1,4 +1,4 @@
-"""One answer, or several to the same question side by side."""
+"""One answer, or several side by side."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
-
 from triptych.chat import chunks
 from triptych.errors import InternalError
 from triptych_client.answers import Chunk
@@ -16,11 +14,10 @@ from triptych_client.answers import Chunk
 Pieces = AsyncGenerator[Chunk, None]
 
 
-async def stream(answers: Sequence[Pieces]) -> AsyncGenerator[bytes, None]:
-    """The chunks of a stream as JSON; closing it closes every answer.
+async def merged(answers: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Chunk], None]:
+    """The pieces of all, each with the place of its answer, in the order in which they come.
 
-    Several answers come as they are written, under one id, each with its index, and their usage
-    at the end is one: the prompt's tokens once, the answers' together.
+    Closing it closes every answer.
 
     Raises:
         TriptychClientError: What ended one of them, which ends all.
@@ -28,62 +25,8 @@ async def stream(answers: Sequence[Pieces]) -> AsyncGenerator[bytes, None]:
     if len(answers) == 1:
         async with aclosing(answers[0]) as pieces:
             async for piece in pieces:
-                yield piece.json
+                yield 0, piece
         return
-    first: chunks.Chunk | None = None
-    usages = []
-    async with aclosing(_merged(answers)) as merged:
-        async for index, piece in merged:
-            chunk = chunks.decode(piece.json)
-            first = first or chunk
-            if not chunk.choices:
-                usages.append(chunk.usage)
-                continue
-            choices = [msgspec.structs.replace(choice, index=index) for choice in chunk.choices]
-            yield _write(chunk, first, choices=choices)
-    counted = [usage for usage in usages if isinstance(usage, chunks.Usage)]
-    if first is not None and counted:
-        yield _write(first, first, choices=[], usage=total(counted))
-
-
-async def collect(answers: Sequence[Pieces]) -> list[chunks.Chunk]:
-    """Every answer, whole: what is not streamed comes in one chunk.
-
-    Raises:
-        TriptychClientError: What ended one of them, which ends all.
-    """
-    tasks = [asyncio.create_task(_whole(answer)) for answer in answers]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        await _end(tasks)
-
-
-def total(usages: Sequence[chunks.Usage]) -> chunks.Usage:
-    """The usage of several answers to one prompt."""
-    completion = sum(usage.completion_tokens for usage in usages)
-    return msgspec.structs.replace(
-        usages[0],
-        completion_tokens=completion,
-        total_tokens=usages[0].prompt_tokens + completion,
-    )
-
-
-def _write(chunk: chunks.Chunk, first: chunks.Chunk, **changes: Any) -> bytes:
-    written = msgspec.structs.replace(chunk, id=first.id, created=first.created, **changes)
-    return msgspec.json.encode(written)
-
-
-async def _whole(answer: Pieces) -> chunks.Chunk:
-    async with aclosing(answer):
-        pieces = [piece.json async for piece in answer]
-    if len(pieces) != 1:
-        raise InternalError(f"an answer that is not streamed came in {len(pieces)} chunks")
-    return chunks.decode(pieces[0])
-
-
-async def _merged(answers: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Chunk], None]:
-    """The pieces of all, each with the place of its answer, in the order in which they come."""
     # One place each: an answer that nobody reads is not to be written any faster.
     queue: asyncio.Queue[tuple[int, Chunk] | Exception | None] = asyncio.Queue(len(answers))
 
@@ -110,6 +53,27 @@ async def _merged(answers: Sequence[Pieces]) -> AsyncGenerator[tuple[int, Chunk]
                 yield entry
     finally:
         await _end(tasks)
+
+
+async def collect(answers: Sequence[Pieces]) -> list[chunks.Chunk]:
+    """Every answer, whole: what is not streamed comes in one chunk.
+
+    Raises:
+        TriptychClientError: What ended one of them, which ends all.
+    """
+    tasks = [asyncio.create_task(_whole(answer)) for answer in answers]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _end(tasks)
+
+
+async def _whole(answer: Pieces) -> chunks.Chunk:
+    async with aclosing(answer):
+        pieces = [piece.json async for piece in answer]
+    if len(pieces) != 1:
+        raise InternalError(f"an answer that is not streamed came in {len(pieces)} chunks")
+    return chunks.decode(pieces[0])
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -9,30 +9,20 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from triptych.chat.chunks import Chunk
-from triptych.gateway import schema
+from triptych.gateway import schema, schema_requests
 
 REF = "#/components/schemas/{name}"
 DOCUMENTED = (
-    schema.ChatCompletionRequest,
+    schema_requests.ChatCompletionRequest,
+    schema_requests.CompletionRequest,
     schema.ChatCompletion,
+    schema.Completion,
     Chunk,
     schema.Model,
     schema.ModelList,
     schema.Health,
     schema.ErrorResponse,
 )
-
-EVENT = {
-    "type": "object",
-    "properties": {
-        "data": {
-            "type": "string",
-            "description": "JSON as `Chunk` or `ErrorResponse`; or `[DONE]`.",
-        }
-    },
-    "required": ["data"],
-}
-"""One event of a stream."""
 
 REASONS = {
     400: "The request cannot be served as it is; `param` names the place.",
@@ -42,6 +32,7 @@ REASONS = {
     408: "The request, or a medium it names, did not come in time.",
     413: "The request, or a medium, is too large.",
     415: "The request, or a medium, is of a type that is not served.",
+    422: "A medium is broken.",
     429: "Too many requests; try again later.",
     499: "The generation was ended from elsewhere.",
     500: "A fault of the server's; its log has the cause.",
@@ -58,22 +49,29 @@ def body(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def answers(
-    kind: type[msgspec.Struct], *errors: int, stream: bool = False
+    kind: type[msgspec.Struct], *errors: int, stream: type[msgspec.Struct] | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route: ``kind``, or one of ``errors``."""
+    """The ``responses`` of a route: ``kind``, or one of ``errors``; ``stream``: an event's data."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(kind)}}
     description = "OK"
-    if stream:
-        content["text/event-stream"] = {"schema": EVENT}
+    if stream is not None:
+        content["text/event-stream"] = {"schema": _event(stream)}
         description = (
-            "The answer; with `stream`, events whose `data` is a `chat.completion.chunk` each, "
-            "then `[DONE]`. A fault on the way is an event with `error`, and no `[DONE]` follows."
+            f"The answer; with `stream`, events whose `data` is a `{stream.__name__}` each, then "
+            "`[DONE]`. A fault on the way is an event with `error`, and no `[DONE]` follows."
         )
     found: dict[int | str, dict[str, Any]] = {200: {"description": description, "content": content}}
     problem = {"application/json": {"schema": _ref(schema.ErrorResponse)}}
-    for status in errors:
+    for status in sorted(errors):
         found[status] = {"description": REASONS[status], "content": problem}
     return found
+
+
+def _event(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """One event of a stream."""
+    said = f"JSON as `{kind.__name__}` or `ErrorResponse`; or `[DONE]`."
+    data = {"type": "string", "description": said}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
 def install(app: FastAPI) -> None:

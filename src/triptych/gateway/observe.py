@@ -7,13 +7,15 @@ import re
 import time
 import uuid
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from triptych.chat.chunks import Usage
+from triptych.contract import Modality
 from triptych.errors import InternalError
 from triptych.gateway.faults import error_json
 
@@ -39,6 +41,9 @@ class Record:
         """The ensemble that was asked."""
         self.first_s: float | None = None
         """Time to the first piece of a streamed answer, seconds."""
+
+        self.usage: Usage | None = None
+        """Of the answers that came to their end."""
 
     def first(self) -> None:
         """A stream's first piece is there."""
@@ -76,6 +81,30 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.prompt_tokens = Counter(
+            "triptych_gateway_prompt_tokens",
+            "Tokens of prompts whose answers came to their end, media included.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.cached_tokens = Counter(
+            "triptych_gateway_cached_prompt_tokens",
+            "Of the prompts' tokens, those that the engine still had.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.media_tokens = Counter(
+            "triptych_gateway_media_tokens",
+            "Of the prompts' tokens, those that stand for media.",
+            ["model", "modality"],
+            registry=self.registry,
+        )
+        self.answer_tokens = Counter(
+            "triptych_gateway_answer_tokens",
+            "Tokens of answers that came to their end.",
+            ["model"],
+            registry=self.registry,
+        )
         self.active = Gauge(
             "triptych_gateway_active_requests", "Requests under way.", registry=self.registry
         )
@@ -91,6 +120,17 @@ class Metrics:
         self.seconds.labels(route).observe(time.monotonic() - record.began)
         if record.first_s is not None:
             self.first.labels(record.model).observe(record.first_s)
+        if record.usage is not None:
+            self._count(record.model, record.usage)
+
+    def _count(self, model: str, usage: Usage) -> None:
+        self.prompt_tokens.labels(model).inc(usage.prompt_tokens)
+        self.answer_tokens.labels(model).inc(usage.completion_tokens)
+        if details := usage.prompt_tokens_details:
+            self.cached_tokens.labels(model).inc(details.cached_tokens)
+            for modality in get_args(Modality):
+                tokens = getattr(details, f"{modality}_tokens")
+                self.media_tokens.labels(model, modality).inc(tokens)
 
 
 class Observe:

@@ -1,20 +1,24 @@
-"""One chat over HTTP, from its first byte to its end, whatever end that is."""
+"""One request's answer over HTTP, from its first byte to its end, whatever end that is."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import logging
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from triptych.errors import Cancelled, TriptychError, Unavailable
+from triptych.errors import Cancelled, InternalError, TriptychError, Unavailable
 from triptych.gateway import answers, choices
 from triptych.gateway.asked import Asked
 from triptych.gateway.faults import FAULTS, Fault, error_json
 from triptych.gateway.observe import Record
+from triptych_client.answers import Chunk
+
+logger = logging.getLogger("triptych.gateway")
 
 SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -23,7 +27,7 @@ SSE_HEADERS = {
 }
 
 
-class ChatResponse(Response):
+class Answering(Response):
     """Asks Triton and answers, while it watches for the caller's going away.
 
     What is wrong before the first piece of the answer is raised, so that it has a status of its
@@ -31,6 +35,7 @@ class ChatResponse(Response):
 
     Args:
         asked: The request.
+        form: How its answers are written.
         pieces: Its answers, one each for ``asked.bodies``; they begin when they are read.
         record: What is seen of the request.
         closing: Set when answers that still run must end.
@@ -39,12 +44,14 @@ class ChatResponse(Response):
     def __init__(
         self,
         asked: Asked,
+        form: answers.Form,
         pieces: list[choices.Pieces],
         record: Record,
         closing: asyncio.Event,
     ) -> None:
         super().__init__()
         self._asked = asked
+        self._form = form
         self._pieces = pieces
         self._record = record
         self._closing = closing
@@ -68,25 +75,41 @@ class ChatResponse(Response):
                 await work
         finally:
             await _stop(work)
+            self._record.usage = self._form.usage
 
     async def _whole(self, send: Send) -> None:
-        body = answers.completion(await choices.collect(self._pieces))
+        body = self._form.whole(await choices.collect(self._pieces))
         await self._start(send, {"content-type": "application/json"}, len(body))
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send) -> None:
-        async with aclosing(choices.stream(self._pieces)) as chunks:
-            first = await anext(chunks)
+        async with aclosing(choices.merged(self._pieces)) as pieces:
+            first = self._form.piece(*await anext(pieces))
             self._record.first()
             await self._start(send, SSE_HEADERS)
             await _send_event(send, answers.event(first))
-            try:
-                async for chunk in chunks:
-                    await _send_event(send, answers.event(chunk))
-            except FAULTS as error:
-                await self._break(error, send)
-                return
+            fault = await self._stream_rest(pieces, send)
+        # Last of all, since whoever has read it may go.
+        if fault is not None:
+            await self._break(fault, send)
+            return
+        if self._asked.include_usage:
+            await _send_event(send, answers.event(self._form.last()))
         await _send_event(send, answers.DONE, more=False)
+
+    async def _stream_rest(
+        self, pieces: AsyncGenerator[tuple[int, Chunk], None], send: Send
+    ) -> Fault | None:
+        """What comes after the first piece; returns what it broke off with."""
+        try:
+            async for piece in pieces:
+                await _send_event(send, answers.event(self._form.piece(*piece)))
+        except FAULTS as error:
+            return error
+        except Exception:
+            logger.exception("request %s failed", self._record.request_id)
+            return InternalError("see the log")
+        return None
 
     async def _start(self, send: Send, headers: dict[str, str], length: int | None = None) -> None:
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
