@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from triptych.errors import (
     MediaTooLarge,
     MediaUnreadable,
     Overloaded,
+    Unavailable,
 )
 from triptych.media import MediaLoader, image
 from triptych.media.pool import python
@@ -51,6 +53,30 @@ def picture(seed):
 
 async def load(loader, url, where="here"):
     return await loader.load("image", url, where=where)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_worker_that_is_ended_from_outside_is_not_its_mediums_fault(make, number):
+    loader = make(planner=FilePlanner(), media_workers=1)
+    expected = await load(loader, picture(1))
+    [first] = loader.worker_pids
+    os.kill(first, signal.SIGSTOP)  # so that it has not done its work by then
+    task = asyncio.create_task(load(loader, picture(2)))
+    await asyncio.sleep(0.1)
+    os.kill(first, number)
+    loaded = await task
+    assert loaded.array.shape == expected.array.shape
+    assert first not in loader.worker_pids
+
+
+async def test_it_is_tried_twice_only(make, monkeypatch):
+    loader = make(media_workers=1)
+    monkeypatch.setattr("triptych.media.pool.STOPPED_LOOK_S", 0.01)
+    monkeypatch.setattr("triptych.processes.is_stopped", lambda pid: True)
+    with pytest.raises(Unavailable, match="twice"):
+        await load(loader, HANG)
+    monkeypatch.undo()
+    assert await load(loader, picture(3))
 
 
 async def test_a_crash_costs_one_request(make):

@@ -1,4 +1,9 @@
-"""Bounded worker processes for decoding: a crash or a hang costs one request and one process."""
+"""Bounded worker processes for decoding: a crash or a hang costs one request and one process.
+
+A worker that ends by its own fault failed on the medium that it had. One that somebody else has
+ended or stopped, such as a kernel without memory, says nothing about the medium, which then goes to
+another worker.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from triptych import processes
 from triptych.errors import (
     ConfigurationError,
     InternalError,
@@ -26,6 +32,7 @@ from triptych.errors import (
     MediaUnreadable,
     Overloaded,
     TriptychError,
+    Unavailable,
 )
 from triptych.media.base import Array
 from triptych.media.worker import KEPT_BYTES, MESSAGE_BYTES, Answer, Job, Ready, Start, read, write
@@ -38,6 +45,8 @@ CANCEL_GRACE_S = 0.5
 """A worker whose caller went away may finish within this, which is cheaper than a new one."""
 RECYCLE_AFTER = 2000
 """Jobs after which a worker makes room for a fresh one: what a C library leaks ends there."""
+STOPPED_LOOK_S = 0.5
+"""Between two looks whether a worker that has a job was stopped."""
 THREAD_BYTES = 4 << 20
 """From this size on a copy is made in a thread, because it would hold up the event loop."""
 
@@ -73,6 +82,10 @@ def python() -> str:
     raise ConfigurationError(f"no Python interpreter found under {sys.prefix}")
 
 
+class _Taken(Exception):
+    """A worker was ended from outside."""
+
+
 class Worker:
     """One process, one job at a time.
 
@@ -88,6 +101,7 @@ class Worker:
         self._outbox = outbox
         self.jobs = 0
         self.confined = False
+        self._ended = False
 
     @classmethod
     async def spawn(cls, start: Start) -> Worker:
@@ -140,6 +154,7 @@ class Worker:
         Raises:
             MediaUnreadable: The process died of it.
             TriptychError: What the decoder said.
+            _Taken: The process was ended from outside.
         """
         self.jobs += 1
         try:
@@ -151,6 +166,11 @@ class Worker:
 
     def kill(self) -> None:
         """End the process now; a call in progress fails."""
+        self._ended = True
+        self._process.kill()
+
+    def take(self) -> None:
+        """End the process as one whose end is not the fault of what it decodes."""
         self._process.kill()
 
     async def stop(self) -> None:
@@ -170,7 +190,11 @@ class Worker:
         except OSError:
             message = b""
         if not message:
-            raise MediaUnreadable(f"the decoder crashed on it ({await self._end()})")
+            code = await self._end()
+            if code == -signal.SIGKILL and not self._ended:
+                raise _Taken
+            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            raise MediaUnreadable(f"the decoder crashed on it ({how})")
         answer = _ANSWERS.decode(message)
         if answer.fault:
             logger.error("decoding %s failed:\n%s", job.kind, answer.fault)
@@ -199,11 +223,10 @@ class Worker:
             raise MediaUnreadable("the decoder broke on it")
         return np.frombuffer(data, dtype).reshape(answer.shape)
 
-    async def _end(self) -> str:
-        """How the process ended, in words."""
+    async def _end(self) -> int:
+        """How the process ended, as `subprocess.Popen.returncode`."""
         self._process.kill()  # it hung up; if it has not ended it must
-        code = await asyncio.to_thread(self._process.wait)
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return await asyncio.to_thread(self._process.wait)
 
 
 class WorkerPool:
@@ -263,8 +286,29 @@ class WorkerPool:
             Overloaded: Too many wait already.
             MediaTimeout: It took longer than the limit; the worker was ended.
             MediaUnreadable: The worker died of it.
+            Unavailable: Its worker was ended from outside, and so was the next one.
             TriptychError: What the decoder said.
         """
+        try:
+            return await self._run(job, data)
+        except _Taken:
+            logger.warning("a media worker was ended or stopped from outside; another takes over")
+        try:
+            return await self._run(job, data)
+        except _Taken:
+            raise Unavailable("the decoding was ended from outside, twice") from None
+
+    async def close(self) -> None:
+        """End every worker; a second call does nothing."""
+        self._closed = True
+        for worker in (*self._idle, *self._busy):
+            worker.kill()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(worker.stop() for worker in idle))
+
+    async def _run(self, job: Job, data: bytes) -> tuple[Array, Answer]:
         if self._queued >= self._max_queued:
             raise Overloaded(f"{self._queued} media wait to be decoded, the limit")
         self._queued += 1
@@ -280,7 +324,10 @@ class WorkerPool:
         call = self._keep(self._call(worker, job, data))
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.shield(call)
+                while not (await asyncio.wait([call], timeout=STOPPED_LOOK_S))[0]:
+                    if processes.is_stopped(worker.pid):
+                        worker.take()
+                return call.result()
         except TimeoutError:
             worker.kill()
             raise MediaTimeout(f"decoding took longer than {self._timeout_s:g} s") from None
@@ -288,16 +335,6 @@ class WorkerPool:
             grace = asyncio.get_running_loop().call_later(CANCEL_GRACE_S, worker.kill)
             call.add_done_callback(lambda _: grace.cancel())
             raise
-
-    async def close(self) -> None:
-        """End every worker; a second call does nothing."""
-        self._closed = True
-        for worker in (*self._idle, *self._busy):
-            worker.kill()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        idle, self._idle = self._idle, []
-        await asyncio.gather(*(worker.stop() for worker in idle))
 
     async def _warm(self) -> None:
         async with self._slots:
