@@ -377,21 +377,6 @@ def test_the_engine_dies_with_its_stub(start_server: ServerFactory) -> None:
     server.stop()
 
 
-def test_the_stub_ends_with_its_engine(start_server: ServerFactory, family: Family) -> None:
-    server = start_server("vllm")
-    engine, stub = engine_and_stub(server)
-    stream = Stream(server, "decode_vllm")
-    os.kill(engine, signal.SIGKILL)
-    stream.ask(*streamed(family))
-    with pytest.raises(Unavailable):
-        stream.collect()
-    wait_for_end(stub)
-    with pytest.raises(Unavailable, match="decode_vllm"):
-        server.check()
-    stream.close(cancel=True)
-    server.stop()
-
-
 def wait_for_end(pid: int) -> None:
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
