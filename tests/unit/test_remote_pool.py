@@ -66,6 +66,17 @@ async def owner(pool: Pool, servers: list[FakeEncoder], name: str) -> FakeEncode
     return next(server for server in servers if server.address == answer.server)
 
 
+async def waiting(
+    pool: Pool, servers: list[FakeEncoder], name: str
+) -> tuple[FakeEncoder, asyncio.Future[list[Answer]]]:
+    """An item that waits at its server until that one's gate is opened."""
+    first = await owner(pool, servers, name)
+    first.gate.clear()
+    asking = asyncio.ensure_future(pool.encode([call(name)]))
+    await until(lambda: first.seen.count(name) == 2)
+    return first, asking
+
+
 async def test_items_fan_out_and_come_back_in_order() -> None:
     async with encoders(3) as servers, pool_of(servers) as pool:
         for server in servers:
@@ -122,10 +133,7 @@ async def test_nothing_to_encode_needs_no_server() -> None:
 
 async def test_another_takes_over_from_one_that_is_killed() -> None:
     async with encoders(2) as servers, pool_of(servers) as pool:
-        first = await owner(pool, servers, "picture")
-        first.gate.clear()
-        asking = asyncio.ensure_future(pool.encode([call("picture")]))
-        await until(lambda: len(first.seen) == 2)
+        first, asking = await waiting(pool, servers, "picture")
         await first.kill()
         [answer] = await asking
         assert content(answer) == expected(call("picture"))
@@ -166,10 +174,7 @@ async def test_one_whose_encoder_died_gets_nothing_though_it_calls_itself_ready(
 
 async def test_one_that_is_drained_finishes_what_it_has() -> None:
     async with encoders(2) as servers, pool_of(servers) as pool:
-        first = await owner(pool, servers, "picture")
-        first.gate.clear()
-        asking = asyncio.ensure_future(pool.encode([call("picture")]))
-        await until(lambda: len(first.seen) == 2)
+        first, asking = await waiting(pool, servers, "picture")
         first.ready = False
         await until(lambda: seat(pool, first).state == "draining")
         assert await owner(pool, servers, "picture") is not first
@@ -182,10 +187,7 @@ async def test_one_that_is_drained_finishes_what_it_has() -> None:
 
 async def test_one_that_refuses_because_it_stops_still_finishes_what_it_has() -> None:
     async with encoders(2) as servers, pool_of(servers, interval_s=60.0) as pool:
-        first = await owner(pool, servers, "picture")
-        first.gate.clear()
-        asking = asyncio.ensure_future(pool.encode([call("picture")]))
-        await until(lambda: len(first.seen) == 2)
+        first, asking = await waiting(pool, servers, "picture")
         first.failure = (grpc.StatusCode.UNAVAILABLE, "Server is stopping")
         assert await owner(pool, servers, "picture") is not first
         assert seat(pool, first).state == "failing"
