@@ -26,7 +26,7 @@ from triptych.chat import chunks
 from triptych.contract import Prompt, Ticket
 from triptych.engines.base import Media
 from triptych.engines.echo import checksum
-from triptych.errors import Cancelled, InvalidRequest, InvalidValue, TriptychError, Unavailable
+from triptych.errors import Cancelled, InvalidRequest, InvalidValue, TriptychError
 from triptych.families import Family
 from triptych.server import Server
 from triton_inputs import array_input, bytes_input
