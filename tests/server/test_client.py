@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from media_server import Request, serving
 from pictures import encoded, noise
 from triptych.server import Server
 from triptych_client import (
@@ -50,7 +52,12 @@ transports = pytest.mark.parametrize("form", [GRPC, HTTP], ids=["grpc", "http"])
 @pytest.fixture(scope="module")
 def slow_server(start_server: Callable[..., Server]) -> Iterator[Server]:
     """Says one word after the other, and serves one request at a time."""
-    server = start_server("echo", echo_token_delay_s=DELAY_S, max_num_seqs=1)
+    server = start_server(
+        "echo",
+        echo_token_delay_s=DELAY_S,
+        max_num_seqs=1,
+        allow_private_media_hosts=("127.0.0.1",),
+    )
     yield server
     server.stop()
 
@@ -278,6 +285,31 @@ async def test_leaving_ends_the_generation_of_a_task_too(
                 await asyncio.wait_for(answer, 0.5)
         free = await client.chat("a", model=MODEL, stream=False, max_tokens=1, timeout=2)
         assert free.text
+
+
+@transports
+async def test_leaving_ends_the_loading_of_media(slow_server: Server, form: str) -> None:
+    """Triton tells preprocess nothing of it, and the engine has not heard of the request yet."""
+
+    async def drip(request: Request) -> None:
+        await request.send(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n\r\n")
+        while True:
+            await request.send(b"x")
+            await asyncio.sleep(0.01)
+
+    async def until(path: str, counts: Counter[str]) -> None:
+        async with asyncio.timeout(10):
+            while not counts[path]:  # noqa: ASYNC110 - a server counts
+                await asyncio.sleep(0.01)
+
+    async with serving() as media, AsyncClient(form.format(slow_server)) as client:
+        media.routes["/drip"] = drip
+        shown = user(image(f"http://127.0.0.1:{media.port}/drip"))
+        reader = asyncio.create_task(client.chat([shown], model=MODEL).collect())
+        await until("/drip", media.hits)
+        reader.cancel()
+        await until("/drip", media.gone)
+        assert (await client.chat("a", model=MODEL, stream=False, max_tokens=1)).text
 
 
 @transports

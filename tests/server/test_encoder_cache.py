@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import random
+import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,7 +272,7 @@ def wait_for(served, line):
 
 
 def test_an_encoder_that_was_reloaded_answers_and_learns_anew(serve):
-    """A lease of the encoder before it is lost, with an error that says what to do."""
+    """A lease of the encoder before it is lost: preprocess loads its medium again, once."""
     once = serve()
     body = _embed.chat(url(11))
     first = once.ask(body)
@@ -280,9 +283,93 @@ def test_an_encoder_that_was_reloaded_answers_and_learns_anew(serve):
         client.unload_model("encoder")
         wait_for(once, "successfully unloaded 'encoder'")
         client.load_model("embed")
+    counted = Counted(once)
+    assert once.encode([item], nothing).bytes == first.bytes
+    assert counted("batch_items_sum") == 1
+    assert counted("cache_lost_leases_total") == 0
     with pytest.raises(LeaseLost):
         once.encode([item], nothing)
     assert once.ask(body).bytes == first.bytes
+
+
+LATE_CONFIG = """
+name: "late"
+backend: "python"
+max_batch_size: 0
+input [ { name: "ITEMS" data_type: TYPE_STRING dims: [ 1, 1 ] } ]
+output [ { name: "LATE" data_type: TYPE_STRING dims: [ 1, 1 ] } ]
+"""
+LATE_MODEL = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.6)
+        items = [pb_utils.get_input_tensor_by_name(one, "ITEMS").as_numpy() for one in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("LATE", one)]) for one in items]
+"""
+
+
+def test_a_lease_that_runs_out_on_its_way_fails_nobody(checkpoint, tmp_path):
+    """The ensemble with a step between preprocess and encoder that takes longer than leases last.
+
+    Callers see the time that it takes, and nothing else.
+    """
+    server = _embed.serve(checkpoint, tmp_path, encoder_lease_s=0.4)
+    repository = Path(server.options.model_repository)
+    (repository / "late" / "1").mkdir(parents=True)
+    (repository / "late" / "config.pbtxt").write_text(LATE_CONFIG)
+    (repository / "late" / "1" / "model.py").write_text(LATE_MODEL)
+    ensemble = repository / "embed" / "config.pbtxt"
+    step = (
+        '{ model_name: "late" model_version: -1 input_map { key: "ITEMS" value: "ITEMS" } '
+        'output_map { key: "LATE" value: "LATE" } },\n    { model_name: "encoder"'
+    )
+    text = ensemble.read_text()
+    wired = re.sub(r'\{\s+model_name: "encoder"', step, text)
+    wired = re.sub(
+        r'(key: "ITEMS" +value: )"ITEMS"( \}\s+output_map \{ key: "TICKET")', r'\1"LATE"\2', wired
+    )
+    assert wired.count('"LATE"') == 3
+    ensemble.write_text(wired)
+    try:
+        _embed.ready(server.start())
+        served = Served(server)
+        first = served.ask(_embed.chat(url(50), url(51)))
+        assert served.ask(_embed.chat(url(50), url(51))).bytes == first.bytes
+        counts = served.counts()
+        assert (counts["batch_items_sum"], counts["cache_lost_leases_total"]) == (2, 0)
+        assert server.log.tail(1000).count("a lease was lost, and its medium was loaded again") == 4
+    finally:
+        assert server.stop(), "processes or shared memory were left"
+
+
+def test_callers_see_nothing_of_an_encoder_that_is_loaded_anew(serve):
+    """Requests go on while it is; none fails, and none gets another answer."""
+    busy = serve()
+    bodies = [_embed.chat(url(seed)) for seed in range(40, 44)]
+    expected = [busy.ask(body).bytes for body in bodies]
+    over = threading.Event()
+
+    def ask_on() -> int:
+        asked = 0
+        while not over.is_set():
+            assert [busy.ask(body).bytes for body in bodies] == expected
+            asked += len(bodies)
+        return asked
+
+    with ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask_on) for _ in range(4)]
+        try:
+            # Triton loads nothing anew that has not changed.
+            Path(busy.server.options.model_repository, "encoder", "1", "model.py").touch()
+            with triton.InferenceServerClient(f"127.0.0.1:{busy.server.grpc_port}") as client:
+                client.load_model("encoder")
+            wait_for(busy, "successfully unloaded 'encoder'")
+        finally:
+            over.set()
+        assert all(one.result() for one in asking)
 
 
 def test_refused_is_refused_by_triton_too(served):

@@ -143,6 +143,84 @@ async def test_one_content_brought_by_many_is_encoded_once(folder, encoder):
     assert encoder.tower.batches == [["mine"]]
 
 
+async def test_what_nobody_waits_for_is_not_encoded(folder, encoder):
+    """A request that is cancelled, one of two that want the same, and one that hangs up."""
+    async with client_of(folder) as client, client_of(folder) as gone:
+        encoder.tower.go.clear()
+        first = asyncio.create_task(bring(client, "first", 1))
+        await until(lambda: encoder.encoder._one_pass.locked())
+        left = asyncio.create_task(bring(client, "left", 2))
+        both = [asyncio.create_task(bring(client, "both", 3)) for _ in range(2)]
+        lost = asyncio.create_task(bring(gone, "lost", 4))
+        await until(lambda: len(encoder.ahead._pending) == 4)
+        left.cancel()
+        both[0].cancel()
+        await gone.close()
+        assert await lost is None
+        await until(lambda: len(encoder.ahead._pending) == 2)
+        encoder.tower.go.set()
+        assert await first
+        assert await both[1]
+        assert await bring(client, "left", 2), "it may come again"
+    assert encoder.tower.batches == [["first"], ["both"], ["left"]]
+
+
+async def test_who_waits_too_long_leaves(folder, encoder, monkeypatch):
+    monkeypatch.setattr("triptych.encode.lookup_client.ENCODE_TIMEOUT_S", 0.1)
+    async with client_of(folder) as client:
+        encoder.tower.go.clear()
+        first = asyncio.create_task(bring(client, "first", 1))
+        await until(lambda: encoder.encoder._one_pass.locked())
+        assert await bring(client, "second", 2) is None
+        await until(lambda: "content of second" not in encoder.ahead._pending)
+        assert await first is None
+        encoder.tower.go.set()
+    await until(lambda: not encoder.ahead._pending)
+    assert encoder.tower.batches == [["first"]]
+
+
+class Steps:
+    """A tower that waits before every pass for the test to let it."""
+
+    def __init__(self):
+        self.passes = []
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def encode(self, items, media):
+        pairs = zip(items, media, strict=True)
+        self.passes.append([(item.hash, array.shape[0]) for item, array in pairs])
+        self.begun.release()
+        assert self.go.acquire(timeout=10)
+        return [torch.ones(item.tokens, WIDTH) for item in items]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_small_media_pass_between_the_parts_of_a_long_clip(folder, start, stays):
+    encoder = start(max_encoder_tokens=8)
+    steps = encoder.encoder._tower = Steps()
+    clip = replace(ITEM, modality="video", hash="clip", shape=(8, 56, 56, 3), tokens=16)
+    clip = replace(clip, grid_thw=(4, 4, 4))
+    async with client_of(folder) as client:
+        frames = np.zeros(clip.shape, np.uint8)
+        long = asyncio.create_task(client.bring("clip", "clip", "", clip, frames.data))
+        await asyncio.to_thread(steps.begun.acquire)
+        small = [asyncio.create_task(bring(client, name, 1)) for name in "abc"]
+        await until(lambda: len(encoder.ahead._pending) == 4)
+        if not stays:
+            long.cancel()
+            await until(lambda: not encoder.ahead._pending["clip"].done)
+        for _ in range(5):
+            steps.go.release()
+        assert all(await asyncio.gather(*small))
+        assert steps.passes[0] == [("clip", 4)]
+        if stays:
+            lease = (await long).lease
+            assert torch.equal(redeemed(encoder, lease), torch.ones(16, WIDTH))
+            assert steps.passes[1:] == [[("a", 56), ("b", 56)], [("clip", 4)], [("c", 56)]]
+        else:
+            assert [("clip", 4)] not in steps.passes[1:]
+
+
 async def test_small_media_go_first_in_batches_of_the_budget(folder, start, monkeypatch):
     encoder = start(max_encoder_tokens=8)
     async with client_of(folder) as client:

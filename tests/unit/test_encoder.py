@@ -14,7 +14,7 @@ from triptych.encode import Encoded, Encoder
 from triptych.encode.keys import content_key, revision
 from triptych.errors import InternalError, InvalidValue, LeaseLost
 from triptych.settings import EncoderSettings
-from unit.qwen import WIDTH, picture, request, write_checkpoint
+from unit.qwen import WIDTH, clip, picture, request, write_checkpoint
 
 CPU = torch.device("cpu")
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -158,6 +158,44 @@ def test_budget_of_tokens(directory, family, passes):
     [answer] = encoder.encode([request(*media)])
     assert passes == [(2, 8), (2, 10), (1, 16)]  # small ones first
     assert [item.shape[0] for item in answer.ticket.items] == [4, 6, 4, 16, 4]
+
+
+def test_a_clip_over_the_budget_goes_in_parts(directory, family, passes):
+    """Each step has 6 tokens; what the parts make is what the whole does."""
+    encoder = make_encoder(directory, family, passes, max_encoder_tokens=12)
+    long = clip(family, 7, 56, 84)
+    [whole] = embeddings(make_encoder(directory, family, []).encode([request(long)])[0])
+    seen = spied(encoder)
+    [parts, other] = embeddings(encoder.encode([request(long, picture(family, 56, 56))])[0])
+    assert seen == [[(56, 56, 3)], [(4, 56, 84, 3)], [(3, 56, 84, 3)]]
+    assert passes == [(1, 4), (1, 24)]
+    assert other.shape == (4, WIDTH)
+    torch.testing.assert_close(parts, whole, **TOLERANCE)
+
+
+@pytest.mark.parametrize("answers", [[True], [False]])
+def test_between_two_parts_it_may_be_given_up(directory, family, passes, answers):
+    encoder = make_encoder(directory, family, passes, max_encoder_tokens=12)
+    items, media = request(clip(family, 7, 56, 84))
+    array = media[: items[0].nbytes].view(items[0].shape)
+    seen = spied(encoder)
+    [entry] = encoder.encode_ahead([("key", items[0], array)], iter(answers).__next__)
+    assert (entry is not None) == answers[0]
+    assert len(seen) == (2 if answers[0] else 1)
+    assert passes == ([(1, 24)] if answers[0] else [])
+
+
+def spied(encoder):
+    """The shapes of every forward pass from now on."""
+    seen, tower = [], encoder._tower
+
+    class Spy:
+        def encode(self, items, media):
+            seen.append([tuple(array.shape) for array in media])
+            return tower.encode(items, media)
+
+    encoder._tower = Spy()
+    return seen
 
 
 @pytest.mark.parametrize(

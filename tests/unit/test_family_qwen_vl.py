@@ -134,6 +134,27 @@ def test_tower_is_transformers_tower(family: QwenVL, tower: Any, hf_tower: Any) 
         assert_close(run(tower, medium)[0], expected)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+@pytest.mark.parametrize("max_tokens", [1, 10, 25, 1000])
+def test_a_clip_in_parts_is_the_clip(
+    family: QwenVL, tower: Any, frames: int, max_tokens: int
+) -> None:
+    item, pixels = clip(family, frames, 2, 5)
+    parts = family.parts(item, max_tokens)
+    for part in parts:
+        family.check_item(part)
+        assert part.tokens <= max(max_tokens, 10), "a step is not cut"
+    assert len(parts) == -(-item.tokens // max(10, max_tokens // 10 * 10))
+    pieces = np.split(pixels, np.cumsum([part.shape[0] for part in parts])[:-1])
+    found = [run(tower, (part, piece))[0] for part, piece in zip(parts, pieces, strict=True)]
+    assert_close(torch.cat(found), run(tower, (item, pixels))[0])
+
+
+def test_a_picture_has_no_parts(family: QwenVL) -> None:
+    item, _ = picture(family, 300, 200)
+    assert family.parts(item, 1) == [item]
+
+
 def test_positions_are_stretched_over_the_frame(directories: dict[str, Path]) -> None:
     """Grids smaller and larger than the 6 × 6 that are learned."""
     family = families.load(directories["Qwen3-VL"])

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -336,3 +337,57 @@ async def test_a_truncated_picture_is_the_callers_mistake(checkpoint, family):
     finally:
         await preparer.close()
     assert error.value.where == "messages[0].content[0].image_url.url"
+
+
+def held(lease, *, fill=0):
+    """A medium that the encoder holds."""
+    return replace(loaded(fill=fill), lease=lease, leased_shape=(1, 1, 3))
+
+
+class Again:
+    """Loads `results` in turn; a later load of a medium is one more."""
+
+    def __init__(self, *results):
+        self.results = list(results)
+        self.urls = []
+
+    async def __call__(self, url, where, options):
+        self.urls.append(url)
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def ask(preparer):
+    url = "data:image/png;base64,AAAA"
+    shown = {"type": "image_url", "image_url": {"url": url}}
+    return preparer.load(preparer.begin(body([{"role": "user", "content": [shown]}])))
+
+
+async def test_a_lease_that_is_lost_is_asked_for_again(preparer):
+    load = Again(held("first"), held("second"), held("third"))
+    made = preparer(load)
+    prepared = await ask(made)
+    [item] = contract.decode(prepared.items, Items).items
+    assert item.lease == "first"
+    assert await made.again("first") == "second"
+    assert await made.again("first") is None, "once"
+    assert await made.again("second") == "third"
+    assert load.urls == ["data:image/png;base64,AAAA"] * 3
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        held("second", fill=1),  # the URL gives something else now
+        loaded(),  # the encoder did not take it
+        MediaUnreadable("gone"),
+    ],
+    ids=["another", "no lease", "error"],
+)
+async def test_what_is_not_the_same_any_more_has_no_other_lease(preparer, later):
+    made = preparer(Again(held("first"), later))
+    await ask(made)
+    assert await made.again("first") is None
+    assert await made.again("never sent") is None

@@ -45,6 +45,8 @@ class Pending:
     since: float
     """Monotonic seconds."""
     done: list[Done] = field(default_factory=list)
+    taken: bool = False
+    """It is being encoded."""
 
 
 class EncodeAhead:
@@ -64,7 +66,7 @@ class EncodeAhead:
         self._thread = threading.Thread(target=self._run, name="triptych-encode", daemon=True)
         self._thread.start()
 
-    def submit(self, key: str, item: Item, media: torch.Tensor, done: Done) -> None:
+    def submit(self, key: str, item: Item, media: torch.Tensor, done: Done) -> Callable[[], None]:
         """Take a medium over; of one content, whoever brings it again waits for the first.
 
         Args:
@@ -72,14 +74,20 @@ class EncodeAhead:
             item: What it is; the family has checked it.
             media: On the host.
             done: Told when it is encoded.
+
+        Returns:
+            What to call when nobody waits for ``done`` any more. What nobody waits for is not
+            begun, and between two parts of it not gone on with.
         """
         with self._changed:
             if not self._stopping:
                 new = Pending(key, item, media, time.monotonic())
-                self._pending.setdefault(key, new).done.append(done)
+                pending = self._pending.setdefault(key, new)
+                pending.done.append(done)
                 self._changed.notify()
-                return
+                return lambda: self._withdraw(pending, done)
         done(None)
+        return lambda: None
 
     def stop(self) -> None:
         """Give up what is pending, and end the thread; a second call does nothing."""
@@ -88,16 +96,20 @@ class EncodeAhead:
             self._changed.notify()
         self._thread.join(STOP_TIMEOUT_S)
 
+    def _withdraw(self, pending: Pending, done: Done) -> None:
+        with self._changed:
+            if done in pending.done:
+                pending.done.remove(done)
+            if not pending.done and not pending.taken:
+                self._pending.pop(pending.key, None)
+
     def _run(self) -> None:
         if self._encoder.device.type == "cpu":
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         with self._encoder.stream():
             while batch := self._next():
-                try:
-                    self._encode(batch)
-                except Exception:
-                    logger.exception("encoding ahead failed")
+                self._encode(batch)
         for left in self._pending.values():
             _tell(left, None)
 
@@ -105,21 +117,45 @@ class EncodeAhead:
         """The next batch, when there is one; empty: it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._stopping)
-            if self._stopping:
-                return []
-            return choose(self._pending.values(), self._max_tokens, time.monotonic())
+            return [] if self._stopping else self._take(self._pending.values())
+
+    def _take(self, pending: Iterable[Pending]) -> list[Pending]:
+        """What to encode next, from now on taken."""
+        batch = choose(pending, self._max_tokens, time.monotonic())
+        for one in batch:
+            one.taken = True
+        return batch
+
+    def _pause(self, of: Pending) -> bool:
+        """Between two parts of a large medium: a batch of others, and whether to go on with it."""
+        with self._changed:
+            if self._stopping or not of.done:
+                return False
+            others = [
+                one
+                for one in self._pending.values()
+                if not one.taken and one.item.tokens <= self._max_tokens
+            ]
+            batch = self._take(others) if others else []
+        if batch:
+            self._encode(batch)
+        return True
 
     def _encode(self, batch: list[Pending]) -> None:
         entries: list[Entry | None] = [None] * len(batch)
+        media = [(one.key, one.item, one.media) for one in batch]
         try:
-            entries = self._encoder.encode_ahead([(one.key, one.item, one.media) for one in batch])
+            # A medium of several parts is larger than a batch and has one to itself.
+            entries = self._encoder.encode_ahead(media, lambda: self._pause(batch[0]))
+        except Exception:
+            logger.exception("encoding ahead failed")
         finally:
             with self._changed:  # from here on, the same content is another submission
                 for one in batch:
                     del self._pending[one.key]
             for one, entry in zip(batch, entries, strict=True):
                 if entry:
-                    self._encoder.cache.count_hits(len(one.done) - 1, entry)
+                    self._encoder.cache.count_hits(max(0, len(one.done) - 1), entry)
                 _tell(one, entry)
                 if entry:
                     self._encoder.cache.release(entry)

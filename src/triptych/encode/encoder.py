@@ -17,7 +17,7 @@ from triptych.encode.cache import EmbeddingCache, Entry
 from triptych.encode.jobs import Job, Jobs, batches
 from triptych.encode.keys import revision
 from triptych.encode.peers import Peers
-from triptych.errors import InternalError, TriptychError
+from triptych.errors import Cancelled, InternalError, TriptychError
 from triptych.families import Family
 from triptych.settings import EncoderSettings
 
@@ -137,11 +137,17 @@ class Encoder:
                 torch.cuda.current_stream(self.device).synchronize()
             return answers
 
-    def encode_ahead(self, media: Sequence[tuple[str, Item, torch.Tensor]]) -> list[Entry | None]:
+    def encode_ahead(
+        self,
+        media: Sequence[tuple[str, Item, torch.Tensor]],
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> list[Entry | None]:
         """Encode media whose requests are still to come, and keep what comes of it.
 
         Args:
             media: Each one's `content_key`, its item, which has been checked, and its array.
+            go_on: Called between two parts of a large medium, and may do other things meanwhile;
+                False: it is given up.
 
         Returns:
             One entry a medium, pinned until `EmbeddingCache.release`; None: it failed, or there
@@ -150,7 +156,7 @@ class Encoder:
         with torch.inference_mode(), Jobs(self.family, self.cache) as jobs:
             planned = [jobs.job(*each) for each in media]
             for batch in batches(jobs, self._max_tokens):
-                self._run(batch)
+                self._run(batch, go_on)
             return [self.cache.use(job.key) if job.entry else None for job in planned]
 
     def promise(self, items: Sequence[Item], keys: Sequence[str]) -> list[Item] | None:
@@ -184,11 +190,13 @@ class Encoder:
         )
         return context
 
-    def _run(self, batch: list[Job]) -> None:
+    def _run(self, batch: list[Job], go_on: Callable[[], bool] = lambda: True) -> None:
         """Put a result into every job; if the pass fails, find out alone whose fault it is."""
-        start = time.perf_counter()
         try:
-            embeddings = self._forward(batch)
+            embeddings, seconds = self._encoded(batch, go_on)
+        except Cancelled as error:
+            batch[0].result = error
+            return
         except Exception:
             logger.exception("encoding %d items failed on %s", len(batch), self.device)
             if self.device.type == "cuda":
@@ -200,7 +208,7 @@ class Encoder:
                 self._run([job])
             return
         tokens = sum(job.item.tokens for job in batch)
-        each = (time.perf_counter() - start) / tokens
+        each = seconds / tokens
         for job, embedding in zip(batch, embeddings, strict=True):
             job.result = embedding
             if job.item.keep:
@@ -209,19 +217,45 @@ class Encoder:
         self.cache.count_misses(len(batch))
         self._on_batch(len(batch), tokens)
 
-    def _forward(self, batch: list[Job]) -> list[torch.Tensor]:
-        items = [job.item for job in batch]
+    def _encoded(
+        self, batch: list[Job], go_on: Callable[[], bool]
+    ) -> tuple[list[torch.Tensor], float]:
+        """Embeddings of a batch, and the seconds that they took.
+
+        Raises:
+            Cancelled: ``go_on`` says no.
+        """
         media = [job.media.to(self.device, non_blocking=True) for job in batch]
+        items = [job.item for job in batch]
+        parts = self.family.parts(items[0], self._max_tokens) if len(batch) == 1 else items[:1]
+        if len(parts) == 1:
+            return self._forward(items, media)
+        pieces: list[torch.Tensor] = []
+        spent = 0.0
+        for part, piece in zip(parts, media[0].split([p.shape[0] for p in parts]), strict=True):
+            if pieces and not go_on():
+                raise Cancelled("nobody waits for this item any more")
+            embeddings, seconds = self._forward([part], [piece])
+            pieces += embeddings
+            spent += seconds
+        return [torch.cat(pieces)], spent
+
+    def _forward(
+        self, items: list[Item], media: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], float]:
+        """One pass through the tower, and the seconds that it took."""
         with self._one_pass:  # two would share the device's memory, and each take twice as long
+            start = time.perf_counter()
             embeddings = self._tower.encode(items, media)
-        if self.device.type == "cuda":
-            # Faults of kernels come out here, and what reads the result need not know our stream.
-            torch.cuda.current_stream(self.device).synchronize()
+            if self.device.type == "cuda":
+                # Faults of kernels come out here, and readers need not know our stream.
+                torch.cuda.current_stream(self.device).synchronize()
+            seconds = time.perf_counter() - start
         expected = [(item.tokens, self.family.embedding_width) for item in items]
         got = [tuple(embedding.shape) for embedding in embeddings]
         if got != expected:
             raise InternalError(f"the tower made {got}, expected {expected}")
-        return embeddings
+        return embeddings, seconds
 
     def _room(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)

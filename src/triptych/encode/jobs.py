@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from triptych.encode.keys import content_key
 from triptych.encode.peers import Peers
 from triptych.errors import InvalidValue, LeaseLost, TriptychError
 from triptych.families import Family
+
+logger = logging.getLogger("triptych.encode")
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
@@ -43,7 +46,7 @@ class Jobs:
     Args:
         family: Whose items.
         cache: Where embeddings may be already.
-        peers: Other instances, from which a lease may come.
+        peers: Other instances, from which a lease may come, and who can come by another.
     """
 
     def __init__(self, family: Family, cache: EmbeddingCache, peers: Peers | None = None) -> None:
@@ -120,12 +123,11 @@ class Jobs:
         where = f"items[{index}]"
         job = Job(item, _NOTHING)
         self._leases.append(job)
-        if entry := self._cache.redeem(item.lease):
-            source, job.entry, job.result = entry.item, entry, entry.embeddings
-        elif self._peers and (fetched := self._peers.take(item.lease)):
-            source, job.result = fetched.item, fetched.embeddings
-            job.entry = self._cache.put(fetched.key, source, fetched.embeddings, fetched.seconds)
-        else:
+        source = self._redeem(job, item.lease)
+        if source is None and self._peers and (lease := self._peers.again(item.lease)):
+            logger.info("a lease was lost, and its medium was loaded again")
+            source = self._redeem(job, lease)
+        if source is None:
             self._cache.counters.lost += 1
             raise LeaseLost(
                 "the encoder no longer holds this item's embeddings; send the request again",
@@ -136,6 +138,23 @@ class Jobs:
                 f"the lease is of {_reading(source)}, the item is {_reading(item)}", where=where
             )
         return job
+
+    def _redeem(self, job: Job, lease: str) -> Item | None:
+        """Give the job what a lease is of.
+
+        Returns:
+            The item that it was made of; None: nobody has such a lease.
+        """
+        if entry := self._cache.redeem(lease):
+            job.entry, job.result = entry, entry.embeddings
+            return entry.item
+        if self._peers and (fetched := self._peers.take(lease)):
+            job.result = fetched.embeddings
+            job.entry = self._cache.put(
+                fetched.key, fetched.item, fetched.embeddings, fetched.seconds
+            )
+            return fetched.item
+        return None
 
 
 def _reading(item: Item) -> tuple[object, ...]:

@@ -4,6 +4,7 @@
                ◀──────Found(lease)─
     preprocess ──Bring(pixels)────▶ encoder     after decoding: encode it, the request follows
                ◀──────Found(lease)─
+    preprocess ──Leave────────────▶ encoder     the request was cancelled meanwhile
     encoder    ──Take(lease)──────▶ encoder     when another instance gave the lease
                ◀─────Taken(bytes)──
 
@@ -61,6 +62,13 @@ class Bring(msgspec.Struct, frozen=True, tag=True):
     until there is an answer."""
 
 
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """Whoever sent a `Bring` waits for its answer no longer; there is none to this."""
+
+    id: int
+    """Of the `Bring`."""
+
+
 class Take(msgspec.Struct, frozen=True, tag=True):
     """One encoder fetches what another has leased."""
 
@@ -100,7 +108,7 @@ class Unknown(msgspec.Struct, frozen=True, tag=True):
     id: int
 
 
-Request = Find | Bring | Take
+Request = Find | Bring | Leave | Take
 Reply = Found | Taken | Unknown
 
 _ENCODER = msgspec.json.Encoder()

@@ -15,7 +15,7 @@ import msgspec
 
 from triptych.contract import Item
 from triptych.encode import lookup
-from triptych.encode.lookup import Bring, Find, Found, Unknown
+from triptych.encode.lookup import Bring, Find, Found, Leave, Unknown
 
 logger = logging.getLogger("triptych.encode.lookup")
 
@@ -147,6 +147,10 @@ class _Link:
             self._writer.write(lookup.line(message))
             found: Found | None = await answer
             return found
+        except asyncio.CancelledError:  # also by a timeout
+            if isinstance(message, Bring):
+                self._writer.write(lookup.line(Leave(message.id)))
+            raise
         finally:
             del self.asked[message.id]
 

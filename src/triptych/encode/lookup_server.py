@@ -5,28 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import shutil
-import socket
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import torch
 
-from triptych.encode import lookup
+from triptych.encode import lookup, sockets
 from triptych.encode.ahead import EncodeAhead
 from triptych.encode.cache import Entry
 from triptych.encode.encoder import Encoder
-from triptych.encode.lookup import Bring, Found, Take, Taken, Unknown
+from triptych.encode.lookup import Bring, Found, Leave, Take, Taken, Unknown
 from triptych.errors import Overloaded, TriptychError
+
+Waiting = dict[int, Callable[[], None]]
+"""By a message's id, how to withdraw what it waits for."""
 
 logger = logging.getLogger("triptych.encode.lookup")
 
 STOP_TIMEOUT_S = 5.0
-ABANDONED_AFTER_S = 60.0
-"""Age of a directory from which it may belong to a server that was killed."""
 
 
 class LookupServer:
@@ -47,7 +45,7 @@ class LookupServer:
         self._cache = encoder.cache
         self._ahead = ahead
         self._address = lookup.address(folder, self._cache.name)
-        self._listener = _listen(self._address)
+        self._listener = sockets.listen(self._address)
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="triptych-lookup", daemon=True)
@@ -66,9 +64,7 @@ class LookupServer:
         except Exception:
             logger.exception("the look-up of %s ended", self._cache.name)
         finally:
-            self._address.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # other instances still use it
-                self._address.parent.rmdir()
+            sockets.remove(self._address)
             self._loop.close()
 
     async def _serve(self) -> None:
@@ -93,16 +89,25 @@ class LookupServer:
         await asyncio.gather(*connections, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting: Waiting = {}
         try:
             while line := await reader.readline():
-                self._answer(lookup.read_request(line), writer)
+                self._answer(lookup.read_request(line), writer, waiting)
                 await writer.drain()
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             logger.warning("a connection to %s ended: %s", self._cache.name, error)
+        finally:
+            for withdraw in waiting.values():
+                withdraw()
 
-    def _answer(self, message: lookup.Request, writer: asyncio.StreamWriter) -> None:
+    def _answer(
+        self, message: lookup.Request, writer: asyncio.StreamWriter, waiting: Waiting
+    ) -> None:
         if isinstance(message, Bring):
-            self._take_in(message, writer)
+            self._take_in(message, writer, waiting)
+        elif isinstance(message, Leave):
+            if withdraw := waiting.pop(message.id, None):
+                withdraw()
         elif isinstance(message, Take):
             self._hand_over(message, writer)
         elif leased := self._cache.lease(message.claim):
@@ -110,7 +115,7 @@ class LookupServer:
         else:
             writer.write(lookup.line(Unknown(message.id)))
 
-    def _take_in(self, bring: Bring, writer: asyncio.StreamWriter) -> None:
+    def _take_in(self, bring: Bring, writer: asyncio.StreamWriter, waiting: Waiting) -> None:
         """Put pixels into the queue; the answer comes from there."""
         self._cache.claim(bring.claim, bring.content, bring.note)
         try:
@@ -123,13 +128,17 @@ class LookupServer:
             writer.write(lookup.line(Unknown(bring.id)))
             return
 
+        def answer(reply: lookup.Reply) -> None:
+            waiting.pop(bring.id, None)
+            writer.write(lookup.line(reply))
+
         def done(entry: Entry | None) -> None:
             token = self._cache.lease_entry(entry) if entry else None
             reply = Found(bring.id, token) if token else Unknown(bring.id)
             with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the connection
-                self._loop.call_soon_threadsafe(writer.write, lookup.line(reply))
+                self._loop.call_soon_threadsafe(answer, reply)
 
-        self._ahead.submit(bring.content, bring.item, media, done)
+        waiting[bring.id] = self._ahead.submit(bring.content, bring.item, media, done)
 
     def _hand_over(self, take: Take, writer: asyncio.StreamWriter) -> None:
         entry = self._cache.redeem(take.lease) if take.revision == self._encoder.revision else None
@@ -171,38 +180,3 @@ def _read(bring: Bring) -> torch.Tensor:
             raise OSError(f"{bring.file} holds less than {len(data)} bytes")
     media = torch.frombuffer(data, dtype=getattr(torch, bring.item.dtype))
     return media.view(bring.item.shape)
-
-
-def _listen(address: Path) -> socket.socket:
-    """A listening socket in a directory that is this user's alone.
-
-    Raises:
-        OSError: It cannot be made, or is somebody else's.
-    """
-    folder = address.parent
-    for each in (folder.parent, folder):
-        each.mkdir(mode=0o700, exist_ok=True)
-    if not lookup.private(folder):
-        raise PermissionError(f"{folder} is not this user's alone")
-    _sweep(folder.parent)
-    address.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(address))
-    listener.listen()
-    listener.setblocking(False)
-    return listener
-
-
-def _sweep(root: Path) -> None:
-    """Remove what servers that were killed have left."""
-    for folder in root.glob("*/"):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < ABANDONED_AFTER_S:
-                continue
-            if not any(_listened_to(address) for address in folder.glob(f"*{lookup.SUFFIX}")):
-                shutil.rmtree(folder)
-
-
-def _listened_to(address: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(os.fspath(address)) == 0

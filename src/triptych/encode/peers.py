@@ -16,7 +16,7 @@ import msgspec
 import torch
 
 from triptych.contract import Item
-from triptych.encode import lookup
+from triptych.encode import lookup, recall
 from triptych.encode.lookup import Take, Taken
 
 logger = logging.getLogger("triptych.encode.lookup")
@@ -38,7 +38,7 @@ class Fetched:
 
 
 class Peers:
-    """The other encoder instances of this tritonserver.
+    """The other encoder instances of this tritonserver, and its preprocess.
 
     Args:
         folder: Where their sockets are.
@@ -48,6 +48,10 @@ class Peers:
     def __init__(self, folder: Path, revision: str) -> None:
         self._folder = folder
         self._revision = revision
+
+    def again(self, lost: str) -> str | None:
+        """Another lease for one that nobody has any more, if preprocess can come by one."""
+        return recall.again(self._folder, lost)
 
     def take(self, lease: str) -> Fetched | None:
         """What another instance leased; None: it has none such, or cannot be asked."""

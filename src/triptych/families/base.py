@@ -156,6 +156,14 @@ class Family(ABC):
             )
         self.plan_embeddings(item.modality, (item.shape[0], item.shape[1]), item.grid_thw)
 
+    def parts(self, item: Item, max_tokens: int) -> list[Item]:
+        """An item in parts that the tower may be given one after another.
+
+        Along the first axis of its array, each of ``max_tokens`` embeddings at most where that
+        can be; end to end their embeddings are the item's. The item itself where it has no parts.
+        """
+        return [item]
+
     def prompt_times(
         self, grid_thw: GridTHW | None, frames: Sequence[float], second_per_grid: float | None
     ) -> tuple[float, ...]:

@@ -166,6 +166,23 @@ class QwenVL(Family):
                 f"got {item.dtype} of shape {item.shape}"
             )
 
+    def parts(self, item: Item, max_tokens: int) -> list[Item]:
+        """Steps of a clip, which do not attend to one another in any of the towers."""
+        if item.modality != "video" or item.grid_thw is None or item.tokens <= max_tokens:
+            return [item]
+        steps, rows, columns = item.grid_thw
+        frames, each = self.video_processor.temporal_patch_size, item.tokens // steps
+        long = max(1, max_tokens // each)
+        found = []
+        for first in range(0, steps, long):
+            count = min(long, steps - first)
+            shape = (min(count * frames, item.shape[0] - first * frames), *item.shape[1:])
+            grid = (count, rows, columns)
+            found.append(
+                msgspec.structs.replace(item, shape=shape, tokens=count * each, grid_thw=grid)
+            )
+        return found
+
     def load_tower(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """Read the tower's weights; those of an FP8 checkpoint are scaled back."""
         from triptych.families.towers.weights import load_weights

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from triptych import contract, families
 from triptych.chat.chunks import ChunkWriter, TokenLogprob, TopLogprob
 from triptych.contract import Prompt
+from triptych.encode import lookup, recall
 from triptych.engines import base
 from triptych.engines.kept import KeptEngine
 from triptych.errors import TriptychError
@@ -101,7 +102,10 @@ class DecodeModel:
     def _begin(self, request: Any, reply: TritonReply) -> None:
         parameters = json.loads(request.parameters() or "{}")
         if contract.ABORT in parameters:
-            self._generations.abort(str(parameters[contract.ABORT]))
+            ended = str(parameters[contract.ABORT])
+            self._generations.abort(ended)
+            if ended:  # its media may still be loading
+                recall.drop(lookup.place(), ended)
             self._sender.put(Outbox(reply, stream=False), base.Delta("", 0, finish_reason="stop"))
             return
         prompt = read_prompt(request)

@@ -157,7 +157,8 @@ class Courier:
         self._preparer = preparer
         self._telemetry = telemetry
         self._loop = loop
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | str | None] = queue.SimpleQueue()
+        """Beside jobs: ids of requests to end, and None at the end of all."""
         self._loading: set[_Job] = set()
         self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name="triptych-courier", daemon=True)
@@ -169,6 +170,10 @@ class Courier:
     def submit(self, job: _Job) -> None:
         """Take a job, from any thread."""
         self._jobs.put(job)
+
+    def drop(self, request_id: str) -> None:
+        """End the loading of every request of this id, from any thread."""
+        self._jobs.put(request_id)
 
     def stop(self) -> None:
         """Answer what was submitted; what is still loading gets an error."""
@@ -194,10 +199,18 @@ class Courier:
             return True
         if job is None:
             return False
-        self._advance(job)
+        if isinstance(job, str):
+            self._cancel(job)
+        else:
+            self._advance(job)
         if self._loading:
             self._look_for_cancelled()
         return True
+
+    def _cancel(self, request_id: str) -> None:
+        for job in self._loading:
+            if job.loading is not None and job.request_id == request_id:
+                job.loading.cancel()
 
     def _advance(self, job: _Job) -> None:
         """Begin a job that is new, answer one that has an outcome."""
