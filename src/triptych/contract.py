@@ -25,7 +25,7 @@ one that maps only TICKET hands over by NIXL.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -73,6 +73,9 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 TRACEPARENT = "traceparent"
 """Parameter of a request to an ensemble: the caller's place in a trace, as the W3C has it."""
+KV_TRANSFER = "kv_transfer_params"
+"""Parameter of a request to an ensemble or to ``decode_*``: JSON object that goes to the engine as
+it is, and says where the prompt's keys and values are, or whom they are for."""
 ABORT = "abort"
 """Request parameter of ``decode_*``: its value is the Triton request id whose generation ends."""
 
@@ -316,6 +319,8 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The usage of a stream goes into the chunk with the finish reason, not into one more."""
     tools: tuple[str, ...] = ()
     """Names of the functions whose calls are read out of the text; empty: there are none."""
+    kv_transfer: dict[str, Any] = {}
+    """`KV_TRANSFER`; decode puts it in."""
     traceparent: str = ""
     """The caller's place in a trace, as the W3C has it; empty: none was given."""
     arrived: float = 0.0

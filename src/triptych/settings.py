@@ -183,6 +183,9 @@ class DecodeSettings(HandoverSettings, frozen=True, kw_only=True):
     """Requests that the engine generates for at a time."""
     engine_args: str = ""
     """Path of a JSON file whose object goes to the engine as it is."""
+    allow_kv_transfer: bool = False
+    """Take the request parameter ``kv_transfer_params``, which names hosts that the engine connects
+    to; for servers that only a trusted router reaches."""
     embedding_ingest: Literal["inline", "connector"] = "inline"
     """How embeddings get into the engine. ``inline``: this stage has them, and they go with the
     request. ``connector``: the request has their ticket, and the engine fetches them by NIXL into

@@ -6,7 +6,7 @@ Source of the format: https://platform.openai.com/docs/api-reference/chat-stream
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -162,6 +162,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
     triptych: Stages | UnsetType = UNSET
     """Goes with the usage."""
+    kv_transfer_params: dict[str, Any] | UnsetType = UNSET
+    """What another engine needs to go on with this prompt's keys and values; vLLM's extension.
+    Goes with the finish reason."""
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -222,6 +225,7 @@ class ChunkWriter:
         text: str = "",
         logprobs: Sequence[TokenLogprob] | None = None,
         stages: Stages | UnsetType = UNSET,
+        kv_transfer: dict[str, Any] | None = None,
     ) -> list[bytes]:
         """The last chunks: one with the last text and the finish reason, and the usage.
 
@@ -230,10 +234,11 @@ class ChunkWriter:
         prompt = self._prompt
         choice = self._choice(text, logprobs, reason)
         if prompt.stream and prompt.include_usage and not prompt.usage_with_finish:
-            return [self._write(choice, None), self._write(None, usage, stages)]
+            last = self._write(None, usage, stages)
+            return [self._write(choice, None, kv_transfer=kv_transfer), last]
         if prompt.include_usage or (prompt.stream and prompt.usage_with_finish):
-            return [self._write(choice, usage, stages)]
-        return [self._write(choice, UNSET)]
+            return [self._write(choice, usage, stages, kv_transfer=kv_transfer)]
+        return [self._write(choice, UNSET, kv_transfer=kv_transfer)]
 
     def _choice(
         self,
@@ -270,6 +275,7 @@ class ChunkWriter:
         choice: Choice | None,
         usage: Usage | UnsetType | None,
         stages: Stages | UnsetType = UNSET,
+        kv_transfer: dict[str, Any] | None = None,
     ) -> bytes:
         return _ENCODER.encode(
             Chunk(
@@ -279,6 +285,7 @@ class ChunkWriter:
                 choices=[] if choice is None else [choice],
                 usage=usage,
                 triptych=stages,
+                kv_transfer_params=kv_transfer or UNSET,
             )
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
-from triptych.contract import Modality, Prompt, TicketItem
+from triptych.contract import KV_TRANSFER, Modality, Prompt, TicketItem
 from triptych.engines.claim import Claim
 from triptych.engines.sampling import Declaration, check_sampling
 from triptych.errors import (
@@ -16,6 +16,7 @@ from triptych.errors import (
     ContextTooLong,
     InternalError,
     InvalidValue,
+    UnknownField,
     UnsupportedMedium,
 )
 
@@ -79,6 +80,8 @@ class Delta(msgspec.Struct, frozen=True):
     """One a token, if `Sampling.logprobs` asks for them."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    kv_transfer: dict[str, Any] | None = None
+    """What another engine needs to go on with this prompt's keys and values, if one may."""
 
 
 class Engine(ABC):
@@ -108,6 +111,8 @@ class Engine(ABC):
     sampling: ClassVar[Declaration] = {}
     """What the engine makes of each field of `triptych.engines.sampling.FIELDS`. One that is
     missing is refused by name."""
+    transfers: ClassVar[bool] = False
+    """Whether it takes `Prompt.kv_transfer`, and gives its own with the last delta."""
     ingests: frozenset[str] = frozenset({"inline"})
     """The values of `DecodeSettings.embedding_ingest` that the engine serves."""
 
@@ -142,11 +147,13 @@ class Engine(ABC):
             The media as `Family.embedding_inputs` has them; empty for a text alone.
 
         Raises:
-            UnknownField: The engine does not take a field of the sampling.
+            UnknownField: The engine does not take a field of the sampling, or `KV_TRANSFER`.
             ContextTooLong: The prompt leaves no room for an answer.
             InvalidRequest: The media are not those of the prompt, or not the model's.
         """
         check_sampling(self.name, self.sampling, prompt.sampling)
+        if prompt.kv_transfer:
+            self._check_transfer()
         if prompt.length >= self.context_length:
             raise ContextTooLong(
                 f"a prompt of {prompt.length} tokens leaves no room for an answer in the "
@@ -158,6 +165,14 @@ class Engine(ABC):
             if why := self.refuses(type(self.family), item.modality):
                 raise UnsupportedMedium(why, where=f"items[{index}]")
         return self.family.embedding_inputs(items, [tensor for _, tensor in media]) if items else {}
+
+    def _check_transfer(self) -> None:
+        if not self.transfers:
+            raise UnknownField(
+                f"the engine {self.name} takes no keys and values from elsewhere", where=KV_TRANSFER
+            )
+        if not self.settings.allow_kv_transfer:
+            raise UnknownField("this server does not set allow_kv_transfer", where=KV_TRANSFER)
 
     @abstractmethod
     async def start(self) -> None:

@@ -14,13 +14,13 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 import psutil
 from tokenizers import Tokenizer
 
-from triptych.contract import DType, Modality, Prompt, Sampling, TicketItem
+from triptych.contract import KV_TRANSFER, DType, Modality, Prompt, Sampling, TicketItem
 from triptych.engines.base import (
     Alternative,
     Delta,
@@ -50,6 +50,7 @@ from triptych.engines.token_bytes import token_bytes
 from triptych.errors import (
     Cancelled,
     ConfigurationError,
+    InvalidValue,
     TriptychError,
     Unavailable,
 )
@@ -66,6 +67,7 @@ class SglangEngine(Engine):
     """SGLang's ``Engine``; its scheduler and detokeniser are processes below its own."""
 
     name = "sglang"
+    transfers = True
     sampling: ClassVar[Declaration] = {
         "max_tokens": SUPPORTED,
         "temperature": SUPPORTED,
@@ -245,6 +247,7 @@ class SglangEngine(Engine):
             _sampling_params(sampling, min(sampling.max_tokens, room)),
             sampling.top_logprobs if sampling.logprobs else None,
             tuple(media),
+            _transfer(prompt),
         )
         return asked, tensors
 
@@ -330,6 +333,31 @@ class Generation:
         raw = None if piece is None else token_bytes(piece)
         text = self._tokenizer.decode([token]) if raw is None else raw.decode(errors="replace")
         return text, logprob, raw
+
+
+class Bootstrap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the two sides of a request meet whose keys and values change the engine."""
+
+    bootstrap_host: str
+    """Of the side that prefills."""
+    bootstrap_port: int
+    """Its ``disaggregation_bootstrap_port``."""
+    bootstrap_room: Annotated[int, msgspec.Meta(ge=0)]
+    """The router's number for this request."""
+
+
+def _transfer(prompt: Prompt) -> dict[str, Any]:
+    """`Prompt.kv_transfer` as SGLang's request has it.
+
+    Raises:
+        InvalidValue: It is no `Bootstrap`.
+    """
+    if not prompt.kv_transfer:
+        return {}
+    try:
+        return msgspec.structs.asdict(msgspec.convert(prompt.kv_transfer, Bootstrap))
+    except msgspec.ValidationError as error:
+        raise InvalidValue(str(error), where=KV_TRANSFER) from None
 
 
 def _sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:

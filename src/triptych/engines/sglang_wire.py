@@ -78,6 +78,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     top_logprobs: int | None = None
     """None: no logprobs."""
     media: tuple[Embeddings, ...] = ()
+    transfer: dict[str, Any] = {}
+    """`Prompt.kv_transfer`."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 
-from triptych.contract import Prompt, Sampling
+from triptych.contract import KV_TRANSFER, Prompt
 from triptych.engines import vllm_environment, vllm_grammar, vllm_ingest
 from triptych.engines.arguments import read_arguments
 from triptych.engines.base import (
@@ -59,6 +59,7 @@ class VllmEngine(Engine):
     """vLLM's `AsyncLLM`: its scheduler and workers are a process of their own."""
 
     name = "vllm"
+    transfers = True
     ingests = frozenset({"inline", "connector"})
     sampling: ClassVar[Declaration] = {
         "max_tokens": SUPPORTED,
@@ -132,7 +133,7 @@ class VllmEngine(Engine):
         """Generate with vLLM; the text is cut by its detokeniser, never within a character."""
         llm = self._running()
         engine_prompt = self._engine_prompt(prompt, media)
-        parameters = _sampling_params(prompt.sampling)
+        parameters = _sampling_params(prompt)
         self._live[prompt.id] = False
         try:
             (rendered,) = await llm.renderer.render_cmpl_async([engine_prompt])
@@ -249,10 +250,11 @@ def _processes(llm: AsyncLLM) -> tuple[int, ...]:
     return (*cores, *workers)
 
 
-def _sampling_params(sampling: Sampling) -> SamplingParams:
+def _sampling_params(prompt: Prompt) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    sampling = prompt.sampling
     try:
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -268,6 +270,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
             logprobs=sampling.top_logprobs if sampling.logprobs else None,
             structured_outputs=vllm_grammar.structured_outputs(sampling),
             output_kind=RequestOutputKind.DELTA,
+            extra_args={KV_TRANSFER: prompt.kv_transfer} if prompt.kv_transfer else None,
         )
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
@@ -300,7 +303,8 @@ def _delta(output: RequestOutput, prompt: Prompt, drawn: int, tokenizer: Any) ->
             _token_logprob(token, place, prompt.sampling.top_logprobs, tokenizer)
             for token, place in pairs
         )
-    return Delta(completion.text, tokens, logprobs, reason, usage)
+    transfer = output.kv_transfer_params if reason else None
+    return Delta(completion.text, tokens, logprobs, reason, usage, transfer)
 
 
 def _token_logprob(token: int, place: dict[int, Logprob], top: int, tokenizer: Any) -> TokenLogprob:

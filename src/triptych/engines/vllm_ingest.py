@@ -104,7 +104,8 @@ def refer(
         for item in items:
             for name in [name for name in item if name.endswith("_embeds")]:
                 del item[name]
-    parameters.extra_args = {"ec_transfer_params": {contract.ORDER: _order(ticket, prompt_id)}}
+    order = {contract.ORDER: _order(ticket, prompt_id)}
+    parameters.extra_args = {**(parameters.extra_args or {}), "ec_transfer_params": order}
 
 
 async def give_back(llm: AsyncLLM, ticket: Ticket) -> None:

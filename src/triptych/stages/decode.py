@@ -108,7 +108,7 @@ class DecodeModel:
                 recall.drop(lookup.place(), ended)
             self._sender.put(Outbox(reply, stream=False), base.Delta("", 0, finish_reason="stop"))
             return
-        prompt = read_prompt(request)
+        prompt = read_prompt(request, parameters)
         ticket = read_ticket(request)
         embeddings = read_embeddings(request) if ticket.items else None
         reply.prompt = prompt
@@ -219,6 +219,7 @@ class TritonReply:
             text=parcel.text,
             logprobs=logprobs,
             stages=stages,
+            kv_transfer=parcel.kv_transfer,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def read_prompt(request: Any) -> Prompt:
-    """The request's PROMPT.
+def read_prompt(request: Any, parameters: Mapping[str, Any]) -> Prompt:
+    """The request's PROMPT, with what `contract.KV_TRANSFER` among its parameters says.
 
     Raises:
         InvalidValue: It is missing or not what preprocess writes.
     """
-    return _decode(backend.read_bytes(request, contract.PROMPT), Prompt, contract.PROMPT)
+    prompt = _decode(backend.read_bytes(request, contract.PROMPT), Prompt, contract.PROMPT)
+    if contract.KV_TRANSFER not in parameters:
+        return prompt
+    try:
+        transfer = msgspec.json.decode(parameters[contract.KV_TRANSFER], type=dict[str, Any])
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise InvalidValue(
+            f"must be a JSON object in a string: {error}", where=contract.KV_TRANSFER
+        ) from None
+    return msgspec.structs.replace(prompt, kv_transfer=transfer)
 
 
 def read_ticket(request: Any) -> Ticket:

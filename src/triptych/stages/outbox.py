@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -45,6 +45,7 @@ class Parcel(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    kv_transfer: dict[str, Any] | None = None
     error: BaseException | None = None
 
     @property
@@ -138,6 +139,7 @@ class Outbox:
             tuple(entry for delta in deltas for entry in delta.logprobs),
             last.finish_reason,
             last.usage,
+            last.kv_transfer,
         )
 
 
