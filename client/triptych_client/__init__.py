@@ -17,6 +17,7 @@ from triptych_client.answers import (
     Usage,
 )
 from triptych_client.client import AsyncChatStream, AsyncClient, ChatStream, Client
+from triptych_client.encoded import Encoded
 from triptych_client.errors import (
     Cancelled,
     ConfigurationError,
@@ -69,6 +70,7 @@ __all__ = [
     "TokenLogprob",
     "TopLogprob",
     "ModelInfo",
+    "Encoded",
     "Message",
     "Part",
     "Sampling",

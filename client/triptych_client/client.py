@@ -12,8 +12,15 @@ from typing import Literal, Self, Unpack, overload
 from triptych_client.answers import Answer, Chunk
 from triptych_client.background import drive
 from triptych_client.conversation import Conversation, Server
-from triptych_client.messages import Message
-from triptych_client.requests import DEFAULT_MODEL, DEFAULT_TIMEOUT_S, Sampling, build_call
+from triptych_client.encoded import Encoded, encode
+from triptych_client.messages import Message, Part, user
+from triptych_client.requests import (
+    DEFAULT_MODEL,
+    DEFAULT_TIMEOUT_S,
+    Call,
+    Sampling,
+    build_call,
+)
 from triptych_client.transport import ModelInfo, Transport, parse_address
 
 _SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
@@ -98,6 +105,22 @@ class Client:
         call = build_call(messages, model=model, stream=stream, timeout=timeout, sampling=sampling)
         answer = ChatStream(Conversation(self._server, call))
         return answer if stream else answer.collect()
+
+    def embed(
+        self, part: Part, *, model: str = DEFAULT_MODEL, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> Encoded:
+        """What the encoder makes of a medium; the API takes it in the medium's place.
+
+        Args:
+            part: Of `image`, `video` or `audio`.
+            model: The ensemble whose encoder it is.
+            timeout: Seconds for each of the two stages; None: no limit.
+
+        Raises:
+            InvalidRequest: The client speaks HTTP, which has no raw tensors.
+            TriptychClientError: What is wrong with the medium, or with the server.
+        """
+        return drive(encode(self._server.transport, _embed_call(part, model, timeout)))
 
     def ready(self, model: str = DEFAULT_MODEL) -> bool:
         """Whether the server and the model take requests; False also where there is no server."""
@@ -245,6 +268,12 @@ class AsyncClient:
         answer = AsyncChatStream(Conversation(self._server, call))
         return answer if stream else answer.collect()
 
+    def embed(
+        self, part: Part, *, model: str = DEFAULT_MODEL, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> Awaitable[Encoded]:
+        """As `Client.embed`."""
+        return encode(self._server.transport, _embed_call(part, model, timeout))
+
     async def ready(self, model: str = DEFAULT_MODEL) -> bool:
         """As `Client.ready`."""
         return await self._server.transport.ready(model)
@@ -310,6 +339,11 @@ class AsyncChatStream:
         trace: TracebackType | None,
     ) -> None:
         await self.cancel()
+
+
+def _embed_call(part: Part, model: str, timeout: float | None) -> Call:
+    sampling: Sampling = {"max_tokens": 1}
+    return build_call([user(part)], model=model, stream=False, timeout=timeout, sampling=sampling)
 
 
 def _transport(address: str, *, asynchronous: bool = False) -> Transport:

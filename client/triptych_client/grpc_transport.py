@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from triptych_client.transport import (
     PAUSE_S,
     Address,
     Exchange,
+    Input,
     ModelInfo,
     Transport,
 )
@@ -47,15 +49,40 @@ class GrpcExchange(Exchange):
 
     async def receive(self) -> bytes | None:
         """As `Exchange` says."""
+        while (response := await self._next()) is not None:
+            if (chunk := grpc_wire.chunk_of(response)) is not None:
+                return chunk
+        return None
+
+    async def outputs(self) -> dict[str, bytes]:
+        """All outputs, where it is no chat; read to the end, after an error too.
+
+        Raises:
+            TriptychClientError: As of `receive`.
+        """
+        found: dict[str, bytes] = {}
+        fault: TriptychClientError | None = None
+        try:
+            while (response := await self._next()) is not None:
+                try:
+                    found |= grpc_wire.outputs_of(response)
+                except TriptychClientError as error:
+                    fault = error
+        finally:
+            await self.close()
+        if fault is not None:
+            raise fault
+        return found
+
+    async def _next(self) -> Any:
+        """The next response; None: the stream is over."""
         if self.ended:
             return None
         try:
-            while (response := await self._read()) is not None:
+            if (response := await self._read()) is not None:
                 self._begun = True
-                if response.error_message:
-                    self.settled = True
-                if (chunk := grpc_wire.chunk_of(response)) is not None:
-                    return chunk
+                self.settled = self.settled or bool(response.error_message)
+                return response
         except grpc.RpcError as error:
             self.ended = self._finished = True
             if error.code() is grpc.StatusCode.UNAVAILABLE and not self._begun:
@@ -165,6 +192,14 @@ class GrpcTransport(Transport):
             for step in config.ensemble_scheduling.step
             for tensor in step.output_map.values()
         }
+
+    async def infer(
+        self, model: str, inputs: Sequence[Input], timeout_s: float | None
+    ) -> dict[str, bytes]:
+        """As `Transport` says; as a stream, which every kind of model answers on."""
+        call = Call(model, "", b"", timeout_s)
+        stream = self._stream(grpc_wire.infer_request(model, inputs), timeout=timeout_s)
+        return await self._exchange(stream, call, self.address, self.background).outputs()
 
     async def abort(self, model: str, request_id: str) -> None:
         """As `Transport` says."""

@@ -5,6 +5,7 @@ Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from triptych_client import errors
 from triptych_client.requests import ABORT, CHUNK, REQUEST, REQUEST_TENSORS, Call
-from triptych_client.transport import Address
+from triptych_client.transport import Address, Input
 
 OPTIONS = {
     # A request carries whole pictures and clips; the server has limits of its own.
@@ -40,13 +41,11 @@ def channel_options(address: Address) -> list[tuple[str, int]]:
 
 def chat_request(call: Call) -> Any:
     """The ``ModelInferRequest`` of a chat."""
-    request = service_pb2.ModelInferRequest(model_name=call.model, id=call.id)
-    request.inputs.add(name=REQUEST, datatype="BYTES", shape=[1])
-    # One element of BYTES: its length in four bytes, little-endian, then itself.
-    request.raw_input_contents.append(len(call.body).to_bytes(4, "little") + call.body)
+    inputs = [Input(REQUEST, "BYTES", (1,), call.body)]
     if call.tensors:
-        request.inputs.add(name=REQUEST_TENSORS, datatype="UINT8", shape=[len(call.tensors)])
-        request.raw_input_contents.append(call.tensors)
+        inputs.append(Input(REQUEST_TENSORS, "UINT8", (len(call.tensors),), call.tensors))
+    request = infer_request(call.model, inputs)
+    request.id = call.id
     return request
 
 
@@ -57,22 +56,44 @@ def abort_request(model: str, request_id: str) -> Any:
     return request
 
 
+def infer_request(model: str, inputs: Sequence[Input]) -> Any:
+    """The ``ModelInferRequest`` of any model."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for tensor in inputs:
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        # One element of BYTES: its length in four bytes, little-endian, then itself.
+        length = len(tensor.data).to_bytes(4, "little") if tensor.datatype == "BYTES" else b""
+        request.raw_input_contents.append(length + tensor.data)
+    return request
+
+
+def outputs_of(response: Any) -> dict[str, bytes]:
+    """The outputs in a ``ModelStreamInferResponse``; none: it only marks the end.
+
+    Raises:
+        TriptychClientError: It carries the server's error.
+    """
+    if response.error_message:
+        raise errors.from_text(response.error_message)
+    found = response.infer_response
+    return {
+        output.name: bytes(raw[4:] if output.datatype == "BYTES" else raw)
+        for output, raw in zip(found.outputs, found.raw_output_contents, strict=False)
+    }
+
+
 def chunk_of(response: Any) -> bytes | None:
     """The CHUNK in a ``ModelStreamInferResponse``; None: it only marks the end.
 
     Raises:
         TriptychClientError: It carries the server's error, or no such tensor.
     """
-    if response.error_message:
-        raise errors.from_text(response.error_message)
-    outputs = response.infer_response.outputs
-    for output, raw in zip(outputs, response.infer_response.raw_output_contents, strict=False):
-        if output.name == CHUNK:
-            return bytes(raw[4:])
-    if outputs:
-        names = ", ".join(output.name for output in outputs)
-        raise errors.InvalidRequest(f"the model answers with {names}, which is no chat")
-    return None
+    outputs = outputs_of(response)
+    if outputs and CHUNK not in outputs:
+        raise errors.InvalidRequest(
+            f"the model answers with {', '.join(outputs)}, which is no chat"
+        )
+    return outputs.get(CHUNK)
 
 
 def error_of(error: grpc.RpcError, address: Address, timeout: float | None, *, begun: bool) -> Any:

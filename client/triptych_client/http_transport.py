@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -13,12 +14,18 @@ import msgspec
 
 from triptych_client import http_wire
 from triptych_client.background import Background, TaskBackground, ThreadBackground
-from triptych_client.errors import ConnectionFailed, InvalidValue, TriptychClientError
+from triptych_client.errors import (
+    ConnectionFailed,
+    InvalidRequest,
+    InvalidValue,
+    TriptychClientError,
+)
 from triptych_client.requests import Call
 from triptych_client.transport import (
     CONTROL_TIMEOUT_S,
     Address,
     Exchange,
+    Input,
     ModelInfo,
     Transport,
 )
@@ -193,6 +200,14 @@ class HttpTransport(Transport):
             for step in config.get("ensemble_scheduling", {}).get("step", ())
             for tensor in step["output_map"].values()
         }
+
+    async def infer(
+        self, model: str, inputs: Sequence[Input], timeout_s: float | None
+    ) -> dict[str, bytes]:
+        """As `Transport` says; Triton's generate extension has no raw tensors."""
+        raise InvalidRequest(
+            f"tensors go over gRPC: give host:port of Triton's gRPC, not {self.address}"
+        )
 
     async def abort(self, model: str, request_id: str) -> None:
         """As `Transport` says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
@@ -69,6 +70,11 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"BM", "image/bmp"),
 )
 
+SAFETENSORS = "application/octet-stream"
+"""The type of embeddings, in a file that goes wherever its medium does."""
+MAX_HEADER = 1 << 20
+"""Bytes of such a file that may say what it holds."""
+
 _CONTAINERS = {"video/mp4", "video/webm", "video/quicktime", "audio/mp4", "audio/ogg"}
 """May hold a clip as well as a sound."""
 
@@ -80,6 +86,9 @@ def sniff(head: bytes) -> str | None:
             return mime
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 in (0xE2, 0xE4):
         return "audio/mpeg"  # a frame of MPEG layer III or II without a tag before it
+    # The length of a JSON object, then the object.
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return SAFETENSORS
     return None
 
 
@@ -93,6 +102,8 @@ def modality_of(path: Path) -> Modality:
     """
     data = _read(path, 16)
     mime = sniff(data)
+    if mime == SAFETENSORS:
+        return _modality_of_embeddings(_read(path, MAX_HEADER))
     if mime is None:
         raise MediaType(f"{path} is no picture, video or sound: it begins with {data[:8]!r}")
     kind: Modality = "image" if mime[0] == "i" else "video" if mime[0] == "v" else "audio"
@@ -128,12 +139,30 @@ def _data_uri(data: bytes, modality: Modality, name: str) -> str:
     if not data:
         raise MediaUnreadable(f"{name} is empty")
     mime = sniff(data)
+    if mime == SAFETENSORS:
+        return f"data:{mime};base64,{b64encode(data).decode('ascii')}"
     if mime is None or not (mime.startswith(modality) or _may_be(mime, modality)):
         found = f"it begins with {data[:8]!r}" if mime is None else f"it is {mime}"
         raise MediaType(f"{name} is no {modality} of a known format: {found}")
     if not mime.startswith(modality):
         mime = f"{modality}/{mime.partition('/')[2]}"
     return f"data:{mime};base64,{b64encode(data).decode('ascii')}"
+
+
+def _modality_of_embeddings(head: bytes) -> Modality:
+    """What embeddings are of, as `Encoded.safetensors` says or as their grid tells; or a picture's.
+
+    Source of the format: https://github.com/huggingface/safetensors#format.
+    """
+    length = int.from_bytes(head[:8], "little")
+    try:
+        header = json.loads(head[8 : 8 + length])
+        said = header.get("__metadata__", {}).get("modality")
+    except (ValueError, AttributeError) as error:
+        raise MediaUnreadable(f"the header of the safetensors file is broken: {error}") from None
+    if said in ("video", "audio"):
+        return said  # type: ignore[no-any-return]
+    return "video" if "video_grid_thw" in header else "image"
 
 
 def _may_be(mime: str, modality: Modality) -> bool:

@@ -15,6 +15,10 @@ from triptych_client.tensors import Layout
 REQUEST = "REQUEST"
 REQUEST_TENSORS = "TENSORS"
 CHUNK = "CHUNK"
+MEDIA = "MEDIA"
+ITEMS = "ITEMS"
+EMBEDDINGS = "EMBEDDINGS"
+TICKET = "TICKET"
 ABORT = "abort"
 """Names of the server's tensors, and of the parameter that ends a generation."""
 

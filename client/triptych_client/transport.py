@@ -8,7 +8,8 @@ never suspend, and `run` drives them to their end with a single step: no loop, n
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +36,16 @@ class ModelInfo(msgspec.Struct, frozen=True):
     def ready(self) -> bool:
         """Whether it takes requests."""
         return self.state == "READY"
+
+
+class Input(NamedTuple):
+    """An input of a model."""
+
+    name: str
+    datatype: Literal["BYTES", "UINT8"]
+    shape: tuple[int, ...]
+    data: bytes
+    """Of BYTES, the one element."""
 
 
 class Exchange(Protocol):
@@ -82,6 +93,17 @@ class Transport(Protocol):
 
     async def outputs(self, ensemble: str) -> dict[str, str]:
         """Which step's model makes each tensor of an ensemble; empty for another kind of model."""
+        ...
+
+    async def infer(
+        self, model: str, inputs: Sequence[Input], timeout_s: float | None
+    ) -> dict[str, bytes]:
+        """The outputs of a model that answers once; of BYTES, the one element.
+
+        Raises:
+            InvalidRequest: Tensors cannot go this way.
+            TriptychClientError: The server's error, a broken connection, the timeout.
+        """
         ...
 
     async def abort(self, model: str, request_id: str) -> None:

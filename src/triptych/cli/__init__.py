@@ -2,14 +2,16 @@
 
     triptych serve    start tritonserver with a model
     triptych gateway  OpenAI's API in front of a running server
-    triptych chat     ask a running server
+    triptych chat     ask a running server, once or in a conversation
+    triptych embed    what its encoder makes of media, as files
     triptych doctor   what is installed, and every setting in force
     triptych matrix   which engine serves which medium of which model family, and what sampling
     triptych settings every setting, its default and its meaning
     triptych version
 
-Exit codes: 0 it did what was asked; 1 the server or the request failed, with one line on stderr
-that says why; 2 the command line is wrong, a file on it included; 130 Ctrl-C.
+Exit codes: 0 it did what was asked; 1 the server, the request or what ``doctor`` looked at failed,
+with one line on stderr that says why; 2 the command line is wrong, a file on it included; 130
+Ctrl-C, or a server that had to be killed.
 
 Each command imports what it needs when it runs, so that ``--help`` is there at once.
 """
@@ -54,9 +56,16 @@ ReadyJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, when ready: what is served where.")
 ]
 
+Address = Annotated[
+    str, typer.Option("--server", metavar="ADDRESS", help="host:port, or http://host:port.")
+]
+Model = Annotated[str, typer.Option(help="The ensemble that answers.")]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0.001, help="For the whole answer.")
+]
+
 app = typer.Typer(
     help="Multimodal chat on NVIDIA Triton Inference Server.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -213,29 +222,29 @@ def gateway(
 @app.command()
 def chat(
     question: Annotated[
-        str, typer.Argument(metavar="QUESTION", help="What to ask; - reads it from stdin.")
-    ],
+        str,
+        typer.Argument(
+            metavar="QUESTION",
+            help="What to ask; - reads it from stdin. Without it, a conversation.",
+        ),
+    ] = "",
     media: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="MEDIA", help="Files and URLs of pictures, clips and sounds, in order."
         ),
     ] = None,
-    server: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="host:port, or http://host:port.")
-    ] = "",
+    server: Address = "",
     http: Annotated[
         bool, typer.Option("--http", help="Speak HTTP; without it, and without http://, gRPC.")
     ] = False,
-    model: Annotated[str, typer.Option(help="The ensemble that answers.")] = "chat_vllm",
+    model: Model = "chat_vllm",
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Length of the answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="For the whole answer.")
-    ] = None,
+    timeout: Timeout = None,
     stream: Annotated[bool, typer.Option(help="Print the answer as it is written.")] = True,
     as_json: Annotated[
         bool,
@@ -247,11 +256,12 @@ def chat(
         bool, typer.Option("--stats", help="Time to first token and speed, on stderr.")
     ] = False,
 ) -> int:
-    """Ask a running server about pictures, clips and sounds, or about nothing but words."""
-    from triptych.cli.chat import Question, ask, local_errors
+    """Ask a running server about pictures, clips and sounds, or about nothing but words.
 
-    if server and http and "://" not in server:
-        server = f"http://{server}"
+    Without QUESTION it is a conversation: /help there tells more.
+    """
+    from triptych.cli.chat import Asker, ask, converse, is_medium, local_errors
+
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -259,19 +269,55 @@ def chat(
         "seed": seed,
         "timeout": timeout,
     }
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        asked = Question(
-            text=sys.stdin.read() if question == "-" else question,
-            media=media or [],
-            system=system,
-            server=server or ("http://localhost:8000" if http else "localhost:8001"),
-            model=model,
-            options={name: value for name, value in options.items() if value is not None},
-        )
+        asker = Asker(_address(server, http=http), model, system, given, _complain)
+        if question and (media or not is_medium(question)):
+            text = sys.stdin.read() if question == "-" else question
+            return ask(asker, text, media or [], stream=stream, as_json=as_json, stats=stats)
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise ValueError("Missing argument 'QUESTION': a conversation needs a terminal")
+        if as_json or not stream:
+            raise ValueError("--json and --no-stream need a QUESTION")
+        return converse(asker, [question] if question else [])
     except local_errors() as error:
         _complain(str(error))
         return USAGE
-    return ask(asked, stream=stream, as_json=as_json, stats=stats, complain=_complain)
+
+
+@app.command()
+def embed(
+    media: Annotated[
+        list[str], typer.Argument(metavar="MEDIA...", help="Files and URLs of pictures and so on.")
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="A directory, or for one medium a file."
+        ),
+    ] = "",
+    server: Address = "localhost:8001",
+    model: Model = "chat_vllm",
+    timeout: Timeout = 600.0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
+) -> int:
+    """Write what a running server's encoder makes of media, as files that its API takes instead.
+
+    PICTURE.png becomes PICTURE.safetensors, which goes wherever the picture does.
+    """
+    from triptych.cli.chat import local_errors
+    from triptych.cli.embed import embed as run
+    from triptych.cli.embed import plan
+    from triptych_client import Client
+
+    try:
+        works = plan(media, output, force=force)
+        client = Client(server)
+    except local_errors() as error:
+        _complain(str(error))
+        return USAGE
+    return run(works, client, model=model, timeout=timeout, as_json=as_json, complain=_complain)
 
 
 @app.command()
@@ -319,11 +365,25 @@ def doctor(
 
 
 @app.command()
-def version() -> None:
+def version(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Print the version."""
     import triptych
 
-    typer.echo(f"triptych {triptych.__version__}")
+    if as_json:
+        from triptych.cli.output import print_json
+
+        print_json({"triptych": triptych.__version__})
+    else:
+        typer.echo(f"triptych {triptych.__version__}")
+
+
+def _address(server: str, *, http: bool) -> str:
+    """Where to ask; ``http`` is for whoever writes no scheme."""
+    if not server:
+        return "http://localhost:8000" if http else "localhost:8001"
+    return f"http://{server}" if http and "://" not in server else server
 
 
 def _gateway_options(**flags: Any) -> Any:
