@@ -107,6 +107,28 @@ def vllm_server(start_server: ServerFactory) -> Server:
     return start_server("vllm")
 
 
+@pytest.fixture(scope="session")
+def trtllm_server(start_server: ServerFactory, echo_repository: Path, shared_files: Path) -> Server:
+    """A real tritonserver with the stand-in of TensorRT-LLM, which really computes.
+
+    It lies in the model's own folder, which Triton puts on the path of its stub and of no other.
+    """
+    stand_in = ROOT / "tests" / "fakes" / "tensorrt_llm"
+    shutil.copytree(stand_in, echo_repository / "decode_trtllm" / "1" / stand_in.name)
+    return start_server(
+        "trtllm",
+        engine_dtype="float32",
+        allowed_local_media_path=str(shared_files),
+        max_file_size_mb=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory whose files a request to `trtllm_server` may name."""
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Show the end of a server's log with the failure of a test that used it."""
