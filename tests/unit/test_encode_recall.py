@@ -161,6 +161,23 @@ async def test_a_request_whose_lease_is_lost_is_answered(folder, family, encoder
     assert encoder.cache.counters.lost == 0
 
 
+async def test_what_an_encoder_promised_outlives_it(folder, family, encoder):
+    """The promise goes by the name of the lease, which preprocess knows when nobody else does."""
+    medium = picture(family, 56, 84)
+    item = replace(medium[0], lease=held(encoder, medium))
+    [answer] = await asyncio.to_thread(encoder.encode, [([item], NOTHING)])
+    [promised] = encoder.promise([item], answer.keys)
+    assert promised.lease == item.lease
+    settings = EncoderSettings(model=str(family.checkpoint.path))
+    another = Encoder(family, settings, torch.device("cpu"))
+    another.share(Peers(folder, another.revision))
+    async with listening(folder, Preprocess({item.lease: held(another, medium)})):
+        [again] = await asyncio.to_thread(another.encode, [([promised], NOTHING)])
+    assert torch.equal(again.embeddings, answer.embeddings)
+    [kept] = encoder.encode([([promised], NOTHING)])
+    assert torch.equal(kept.embeddings, answer.embeddings), "and its own process has it still"
+
+
 async def test_another_medium_in_its_place_is_refused(folder, family, encoder):
     medium, other = picture(family, 56, 84), picture(family, 84, 56)
     item = replace(medium[0], lease="lost")

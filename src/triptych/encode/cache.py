@@ -252,10 +252,15 @@ class EmbeddingCache:
             self._expire()
             return self._grant(entry)
 
-    def promise(self, key: str) -> str:
-        """A token for a content that may be asked for again and need not be here then."""
+    def promise(self, key: str, token: str = "") -> str:
+        """A token for a content that may be asked for again and need not be here then.
+
+        Args:
+            key: Of the content.
+            token: Of a lease that was redeemed, to be the promise's as well.
+        """
         with self._lock:
-            token = self._token()
+            token = token or self._token()
             self._promises[token] = key
             if len(self._promises) > MAX_PROMISES:
                 self._promises.popitem(last=False)

@@ -171,8 +171,9 @@ class Encoder:
         """
         if not all(keys):
             return None
+        # Preprocess knows a lease by its token, also when this process knows it no longer.
         return [
-            msgspec.structs.replace(item, offset=0, lease=self.cache.promise(key))
+            msgspec.structs.replace(item, offset=0, lease=self.cache.promise(key, item.lease))
             for item, key in zip(items, keys, strict=True)
         ]
 
