@@ -13,6 +13,7 @@ from triptych_client.answers import (
     PromptTokensDetails,
     Stages,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
     Usage,
 )
@@ -51,6 +52,7 @@ from triptych_client.messages import (
     image_embeds,
     system,
     text,
+    tool,
     user,
     video,
 )
@@ -69,6 +71,7 @@ __all__ = [
     "Stages",
     "TokenLogprob",
     "TopLogprob",
+    "ToolCall",
     "ModelInfo",
     "Encoded",
     "Message",
@@ -77,6 +80,7 @@ __all__ = [
     "user",
     "system",
     "assistant",
+    "tool",
     "text",
     "image",
     "image_embeds",

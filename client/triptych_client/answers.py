@@ -63,13 +63,28 @@ class TokenLogprob(TopLogprob, frozen=True):
     """As many as ``top_logprobs`` asked for, likeliest first."""
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool that the model asks for; in a `Chunk`, a piece of one."""
+
+    index: int
+    """Of the call in the answer."""
+    id: str = ""
+    """By which its result is given back; of the pieces, the first alone has it and ``name``."""
+    name: str = ""
+    arguments: str = ""
+    """JSON, as the model wrote it."""
+
+
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of an answer."""
 
     text: str = ""
     """What it adds to the answer."""
+    tool_calls: list[ToolCall] = []
+    """What it adds to calls of tools."""
     finish_reason: str | None = None
-    """Set in the piece that ends the text: ``stop``, or ``length`` where a limit cut it."""
+    """Set in the piece that ends the text: ``stop``, ``length`` where a limit cut it, or
+    ``tool_calls``."""
     usage: Usage | None = None
     """Set in the last piece."""
     stages: Stages | None = None
@@ -92,8 +107,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer."""
 
     text: str
+    tool_calls: list[ToolCall] = []
     finish_reason: str | None
-    """``stop``, or ``length`` where a limit cut it; None: it was cancelled on the way."""
+    """``stop``, ``length`` where a limit cut it, or ``tool_calls``; None: it was cancelled on the
+    way."""
     usage: Usage | None
     """None: the request asked for none, or the answer was cancelled."""
     stages: Stages | None = None
@@ -111,6 +128,7 @@ def whole(chunks: list[Chunk]) -> Answer:
     logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
     return Answer(
         text="".join(chunk.text for chunk in chunks),
+        tool_calls=_joined([piece for chunk in chunks for piece in chunk.tool_calls]),
         finish_reason=next((c.finish_reason for c in chunks if c.finish_reason), None),
         usage=next((chunk.usage for chunk in reversed(chunks) if chunk.usage), None),
         stages=next((chunk.stages for chunk in reversed(chunks) if chunk.stages), None),
@@ -134,6 +152,10 @@ def read_chunk(data: bytes) -> Chunk:
     choice = wire.choices[0] if wire.choices else _Choice()
     return Chunk(
         text=choice.delta.content or "",
+        tool_calls=[
+            ToolCall(call.index, call.id, call.function.name, call.function.arguments)
+            for call in choice.delta.tool_calls
+        ],
         finish_reason=choice.finish_reason,
         usage=wire.usage,
         stages=wire.triptych,
@@ -145,8 +167,30 @@ def read_chunk(data: bytes) -> Chunk:
     )
 
 
+def _joined(pieces: list[ToolCall]) -> list[ToolCall]:
+    """The calls that ``pieces``, in order, add up to."""
+    calls: dict[int, ToolCall] = {}
+    for piece in pieces:
+        if before := calls.get(piece.index):
+            piece = msgspec.structs.replace(before, arguments=before.arguments + piece.arguments)
+        calls[piece.index] = piece
+    return list(calls.values())
+
+
+class _Function(msgspec.Struct, frozen=True):
+    name: str = ""
+    arguments: str = ""
+
+
+class _Call(msgspec.Struct, frozen=True):
+    index: int
+    id: str = ""
+    function: _Function = _Function()
+
+
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
+    tool_calls: list[_Call] = []
 
 
 class _Logprobs(msgspec.Struct, frozen=True):

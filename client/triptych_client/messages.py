@@ -10,8 +10,10 @@ The helpers return plain dicts, so JSON from elsewhere serves as well.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Required, TypeAlias, TypedDict
+from collections.abc import Sequence
+from typing import Any, Literal, NotRequired, Required, TypeAlias, TypedDict
 
+from triptych_client.answers import ToolCall
 from triptych_client.media import Source, locate
 from triptych_client.tensors import Embeddings
 
@@ -75,11 +77,31 @@ class ImageEmbedsPart(TypedDict):
 Part: TypeAlias = TextPart | ImagePart | VideoPart | AudioPart | ImageEmbedsPart
 
 
+class CalledFunction(TypedDict):
+    """What was to be called."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+class Call(TypedDict):
+    """A call of a tool that the model asked for."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(TypedDict):
     """One turn."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part]
+    tool_calls: NotRequired[list[Call]]
+    """Of the assistant."""
+    tool_call_id: NotRequired[str]
+    """Of a tool: which call it answers."""
 
 
 def text(content: str) -> TextPart:
@@ -154,9 +176,24 @@ def system(*parts: str | Part) -> Message:
     return {"role": "system", "content": _content(parts)}
 
 
-def assistant(*parts: str | Part) -> Message:
-    """What the model said in an earlier turn."""
-    return {"role": "assistant", "content": _content(parts)}
+def assistant(*parts: str | Part, tool_calls: Sequence[ToolCall] = ()) -> Message:
+    """What the model said in an earlier turn, with the calls of its answer."""
+    message: Message = {"role": "assistant", "content": _content(parts) if parts else ""}
+    if tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in tool_calls
+        ]
+    return message
+
+
+def tool(call: ToolCall, *parts: str | Part) -> Message:
+    """What a call of the model's came to."""
+    return {"role": "tool", "tool_call_id": call.id, "content": _content(parts)}
 
 
 def _content(parts: tuple[str | Part, ...]) -> str | list[Part]:

@@ -20,7 +20,9 @@ ITEMS = "ITEMS"
 EMBEDDINGS = "EMBEDDINGS"
 TICKET = "TICKET"
 ABORT = "abort"
-"""Names of the server's tensors, and of the parameter that ends a generation."""
+TRACEPARENT = "traceparent"
+"""Names of the server's tensors, and of the parameters that end a generation and that tell the
+caller's place in a trace."""
 
 DEFAULT_MODEL = "chat_vllm"
 DEFAULT_TIMEOUT_S = 600.0
@@ -52,6 +54,13 @@ class Sampling(TypedDict, total=False):
     top_logprobs: int
     n: int
     """1 is served."""
+    tools: Sequence[Mapping[str, Any]]
+    """Functions that the model may ask for, as OpenAI's API has them."""
+    tool_choice: str | Mapping[str, Any]
+    """``none``, ``auto``, ``required`` or a function; ``auto`` where there are tools."""
+    parallel_tool_calls: bool
+    response_format: Mapping[str, Any]
+    """``json_object`` or ``json_schema``, where the engine can hold an answer to it."""
     user: str
     metadata: dict[str, str]
     stream_options: StreamOptions
@@ -70,6 +79,18 @@ class Call(msgspec.Struct, frozen=True):
     """Seconds for the whole answer, from when it is sent; None: no limit."""
     tensors: bytes = b""
     """TENSORS, pieces of which the JSON names; mostly empty."""
+    traceparent: str = ""
+    """The caller's place in a trace, as the W3C has it."""
+
+    @property
+    def parameters(self) -> dict[str, int | str]:
+        """What goes beside the tensors; Triton's ``timeout`` is in microseconds."""
+        found: dict[str, int | str] = {}
+        if self.timeout is not None:
+            found["timeout"] = max(1, int(self.timeout * 1e6))
+        if self.traceparent:
+            found[TRACEPARENT] = self.traceparent
+        return found
 
     def __repr__(self) -> str:
         sizes = f"{len(self.body)} bytes, {len(self.tensors)} of tensors"

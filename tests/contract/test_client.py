@@ -60,7 +60,7 @@ def test_sampling_names_are_fields_of_a_request():
 
 def test_roles_are_the_servers():
     roles = typing.get_args(typing.get_type_hints(messages.Message)["role"])
-    assert set(roles) == {"system", "developer", "user", "assistant"}
+    assert set(roles) == {"system", "developer", "user", "assistant", "tool"}
 
 
 @pytest.mark.parametrize("name", ["Usage", "PromptTokensDetails", "TokenLogprob", "TopLogprob"])

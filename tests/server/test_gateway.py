@@ -1,115 +1,26 @@
-"""The gateway against a real tritonserver, by the official SDK and by plain HTTP."""
+"""Chats through the gateway and a real tritonserver, by the official SDK and by plain HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-import random
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import openai
-import openapi_spec_validator
-import psutil
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
+from gateways import HELLO, LONG, MODEL, before, events, picture, problem, text
 from pictures import encoded, noise
-from triptych.gateway import Gateway, GatewayOptions
-from triptych.gateway.keys import ApiKeys
+from triptych.gateway import Gateway
 from triptych.server import Server
 from triptych_client import Client
 
 pytestmark = pytest.mark.server
 
-MODEL = "chat_echo"
-DELAY_S = 0.05
-LONG = " ".join(f"word{number}" for number in range(300))
-"""Takes the slow server about fifteen seconds to say back."""
-KEY = "sk-test-1"
-HELLO = [{"role": "user", "content": "Hello there"}]
-
-
-def before(server: Server, **options) -> Gateway:
-    options = {"triton": f"127.0.0.1:{server.grpc_port}", "port": 0, **options}
-    return Gateway(GatewayOptions(**options))
-
-
-@pytest.fixture(scope="module")
-def gateway(echo_server: Server) -> Iterator[Gateway]:
-    metrics = f"http://127.0.0.1:{echo_server.metrics_port}/metrics"
-    names = ("tiny", f"org/other={MODEL}", "lost=chat_nothing")
-    with before(echo_server, triton_metrics=metrics, served_model_name=names) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def guarded(echo_server: Server) -> Iterator[Gateway]:
-    options = {"keys": ApiKeys([KEY, "sk-test-2"]), "cors_origins": ("https://page.example",)}
-    with before(echo_server, max_body_mb=1, body_timeout_s=0.5, **options) as gateway:
-        yield gateway
-
-
-@pytest.fixture(scope="module")
-def slow_server(start_server: Callable[..., Server]) -> Iterator[Server]:
-    """Says one word after the other, and serves four requests at a time."""
-    server = start_server("echo", echo_token_delay_s=DELAY_S, max_num_seqs=4)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def slow(slow_server: Server) -> Iterator[Gateway]:
-    with before(slow_server, drain_timeout_s=0.5) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def sdk(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def http(gateway: Gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=gateway.url, trust_env=False, timeout=30) as client:
-        yield client
-
-
-def picture(kind: str = "png", seed: int = 0) -> dict:
-    data = base64.b64encode(encoded(noise(64, 48, seed=seed), kind)).decode()
-    url = f"data:image/{kind};base64,{data}"
-    return {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}
-
-
-def text(content: str) -> dict:
-    return {"type": "text", "text": content}
-
-
-def events(response: httpx.Response) -> list:
-    lines = [line for line in response.iter_lines() if line]
-    assert all(line.startswith("data: ") for line in lines)
-    bodies = [line.removeprefix("data: ") for line in lines]
-    return [body if body == "[DONE]" else json.loads(body) for body in bodies]
-
-
-def problem(response: httpx.Response) -> dict:
-    """The error of a response, whose shape is OpenAI's."""
-    assert response.headers["content-type"] == "application/json"
-    assert response.json().keys() == {"error"}
-    error = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
-
+TOOL = {"type": "function", "function": {"name": "paint"}}
 
 # What the official SDK sees.
 
@@ -250,11 +161,12 @@ def test_models_and_their_aliases(sdk: openai.OpenAI, gateway: Gateway) -> None:
             "response_format",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            {"tools": [TOOL], "tool_choice": "required"},
             openai.BadRequestError,
             "unknown_field",
-            "tools",
+            "tool_choice",
         ),
+        ({"functions": []}, openai.BadRequestError, "unknown_field", "functions"),
         (
             {"extra_body": {"tempreature": 1}},
             openai.BadRequestError,
@@ -290,7 +202,7 @@ def test_mistakes_are_the_sdks_exceptions(
         ("data:image/png;base64,AAAA", 415, "media_type"),
         ("http://127.0.0.1:1/a.png", 403, "media_forbidden"),
         ("file:///etc/passwd", 403, "media_forbidden"),
-        ("data:image/png;base64,iVBORw0KGgo=", 400, "media_unreadable"),
+        ("data:image/png;base64,iVBORw0KGgo=", 422, "media_unreadable"),
     ],
 )
 def test_media_at_fault_have_a_status_before_the_first_byte(
@@ -372,7 +284,6 @@ def test_other_types_paths_and_methods_are_refused_in_the_same_form(http: httpx.
     ) == (415, "unsupported_media_type")  # fmt: skip
     assert refused("GET", chat) == (405, "method_not_allowed")
     assert refused("GET", "/v1/nothing") == (404, "not_found")
-    assert refused("POST", "/v1/completions", json={}) == (404, "model_not_found")
     assert refused("GET", "/v1/models/gpt-4") == (404, "model_not_found")
 
 
@@ -405,132 +316,6 @@ def test_large_data_uris_go_through(sdk: openai.OpenAI) -> None:
     assert "image 0" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-# Who may ask, and how much.
-
-
-def test_keys(guarded: Gateway) -> None:
-    with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=KEY, max_retries=0) as client:
-        assert client.chat.completions.create(model=MODEL, messages=HELLO).choices
-        for wrong in ("sk-test-3", "-", KEY[:-1], "ключ"):
-            headers = {"authorization": f"Bearer {wrong}".encode()}
-            for path, method in (("chat/completions", "POST"), ("models", "GET")):
-                response = httpx.request(method, f"{guarded.url}/v1/{path}", headers=headers)
-                assert response.status_code == 401
-                assert response.headers["www-authenticate"] == "Bearer"
-                assert problem(response)["code"] == "invalid_api_key"
-        with pytest.raises(openai.AuthenticationError):
-            client.with_options(api_key="sk-test-3").models.list()
-    assert httpx.get(f"{guarded.url}/v1/models").status_code == 401
-    assert httpx.get(f"{guarded.url}/health/ready").status_code == 200
-    assert KEY not in repr(guarded.options)
-
-
-def test_pages_may_ask_only_from_the_origins_allowed(gateway: Gateway, guarded: Gateway) -> None:
-    def allowed(gateway: Gateway, origin: str) -> str | None:
-        headers = {
-            "origin": origin,
-            "access-control-request-method": "POST",
-            "access-control-request-headers": "authorization,content-type",
-        }
-        response = httpx.options(f"{gateway.url}/v1/chat/completions", headers=headers)
-        return response.headers.get("access-control-allow-origin")
-
-    assert allowed(gateway, "https://page.example") is None
-    assert allowed(guarded, "https://page.example") == "https://page.example"
-    assert allowed(guarded, "https://other.example") is None
-    refused = httpx.get(f"{guarded.url}/v1/models", headers={"origin": "https://page.example"})
-    assert refused.headers["access-control-allow-origin"] == "https://page.example"
-
-
-def test_a_body_has_a_limit(guarded: Gateway) -> None:
-    url = f"{guarded.url}/v1/chat/completions"
-    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-    declared = httpx.post(url, content=b" " * ((1 << 20) + 1), headers=headers)
-    assert declared.status_code == 413
-    assert "1 MiB" in problem(declared)["message"]
-
-    def pieces() -> Iterator[bytes]:
-        for _ in range(40):
-            yield b" " * (1 << 15)
-
-    undeclared = httpx.post(url, content=pieces(), headers=headers)
-    assert undeclared.status_code == 413
-    assert problem(undeclared)["code"] == "request_too_large"
-
-
-def test_a_body_that_does_not_come_is_not_waited_for(guarded: Gateway) -> None:
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n"
-        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    )
-    with socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as connection:
-        connection.sendall(head.encode())
-        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
-
-
-# Health, numbers, the document.
-
-
-def test_health_and_metrics(http: httpx.Client) -> None:
-    assert http.get("/health/live").json() == {"status": "ok"}
-    assert http.get("/health/ready").status_code == 200
-    http.get("/a/path/that/somebody/made/up")
-    page = http.get("/metrics")
-    assert page.headers["content-type"].startswith("text/plain")
-    assert 'triptych_gateway_requests_total{route="/health/live",status="200"}' in page.text
-    assert 'triptych_gateway_requests_total{route="other",status="404"}' in page.text
-    assert "triptych_gateway_triton_metrics_up 1.0" in page.text
-    assert "nv_inference_request_success" in page.text
-    assert "somebody" not in page.text
-
-
-def test_health_without_a_server() -> None:
-    options = GatewayOptions(triton="127.0.0.1:1", triton_metrics="http://127.0.0.1:1", port=0)
-    with Gateway(options) as gateway, httpx.Client(base_url=gateway.url) as http:
-        assert http.get("/health/live").status_code == 200
-        for method, path in (
-            ("GET", "/health/ready"),
-            ("GET", "/v1/models"),
-            ("POST", "/v1/chat/completions"),
-        ):
-            response = http.request(method, path, json={"model": MODEL, "messages": HELLO})
-            assert response.status_code == 503, path
-            assert response.headers["retry-after"] == "1"
-            assert "127.0.0.1" not in problem(response)["message"]
-        assert "triptych_gateway_triton_metrics_up 0.0" in http.get("/metrics").text
-
-
-def test_the_document(http: httpx.Client) -> None:
-    document = http.get("/openapi.json").json()
-    assert set(document["paths"]) == {
-        "/v1/chat/completions",
-        "/v1/models",
-        "/v1/models/{model}",
-        "/health/live",
-        "/health/ready",
-        "/metrics",
-    }
-    assert http.get("/docs").status_code == 200
-    openapi_spec_validator.validate(document)
-
-
-def test_made_up_requests_get_what_the_document_says(http: httpx.Client, tmp_path: Path) -> None:
-    document = http.get("/openapi.json").json()
-    # Else hardly one request would get past the model's name.
-    fields = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
-    fields["model"] = {"enum": [MODEL]}
-    (tmp_path / "openapi.json").write_text(json.dumps(document))
-    command = [
-        str(Path(sys.executable).with_name("schemathesis")), "run", "openapi.json",
-        "--url", str(http.base_url), "--max-examples", "50", "--phases", "coverage,fuzzing",
-        "--generation-deterministic",
-        # Some rules no schema tells, as that top_logprobs needs logprobs.
-        "--exclude-checks", "positive_data_acceptance",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout
-
-
 def test_langchain_asks_about_a_picture(gateway: Gateway) -> None:
     model = ChatOpenAI(base_url=f"{gateway.url}/v1", api_key="none", model=MODEL, max_retries=0)
     messages = [HumanMessage(content=[text("What is this?"), picture()])]
@@ -539,66 +324,6 @@ def test_langchain_asks_about_a_picture(gateway: Gateway) -> None:
     assert answer.usage_metadata["input_tokens"] > 0
     pieces = list(model.stream(messages))
     assert "".join(piece.content for piece in pieces) == answer.content
-
-
-def test_ready_is_what_would_answer(start_server: Callable[..., Server]) -> None:
-    """Triton goes on calling itself ready when a model's process has died."""
-    server = start_server("echo")
-    with before(server) as gateway:
-        url = f"{gateway.url}/health/ready"
-        assert httpx.get(url).status_code == 200
-        children = psutil.Process(server.pid).children()
-        [stub] = [child for child in children if "decode_echo_0_0" in child.cmdline()]
-        stub.kill()
-        deadline = time.monotonic() + 30
-        while (response := httpx.get(url, timeout=30)).status_code == 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert response.status_code == 503
-        assert problem(response)["code"] == "unavailable"
-        assert httpx.get(f"http://localhost:{server.http_port}/v2/health/ready").status_code == 200
-        assert httpx.get(f"{gateway.url}/health/live").status_code == 200
-    server.kill()
-    server.stop()
-
-
-def test_the_command_serves_both(echo_repository: Path, checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(f"{KEY}\n")
-    program = "import sys; from triptych.cli import main; sys.exit(main())"
-    flags = {
-        "--model": checkpoint, "--engine": "echo", "--model-repository": echo_repository,
-        "--http-port": 0, "--grpc-port": 0, "--metrics-port": 0, "--openai-port": 0,
-        "--api-key-file": tmp_path / "keys", "--max-request-mb": 1,
-    }  # fmt: skip
-    arguments = [str(part) for pair in flags.items() for part in pair]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "serve", "--openai", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        lines = iter(process.stderr.readline, "")
-        line = next(line for line in lines if line.startswith("OpenAI's API on "))
-        url = line.split()[3].removesuffix(",")
-        with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
-            name = checkpoint.name
-            assert client.chat.completions.create(model=name, messages=HELLO).model == name
-            assert {model.id for model in client.models.list()} == {MODEL, name}
-            with pytest.raises(openai.APIStatusError) as error:
-                client.chat.completions.create(
-                    model=name, messages=[{"role": "user", "content": "a" * (1 << 20)}]
-                )
-            assert error.value.status_code == 413
-        page = httpx.get(url.replace("/v1", "/metrics")).text
-        assert "nv_inference_request_success" in page
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 @pytest.mark.engine
@@ -622,133 +347,3 @@ def test_vllm_answers_about_a_picture(vllm_server: Server) -> None:
     assert logprobs is not None
     assert len(logprobs.content) == whole.usage.completion_tokens // 2
     assert all(len(entry.top_logprobs) == 3 for entry in logprobs.content)
-
-
-# Leaving.
-
-
-def seen(gateway: Gateway, name: str) -> float:
-    """One of the gateway's numbers."""
-    page = httpx.get(f"{gateway.url}/metrics").text
-    lines = [line for line in page.splitlines() if line.startswith(name)]
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
-
-
-def left(gateway: Gateway) -> float:
-    """How many callers went away."""
-    route = 'route="/v1/chat/completions",status="499"'
-    return seen(gateway, f"triptych_gateway_requests_total{{{route}}}")
-
-
-def assert_the_engine_is_free(gateway: Gateway) -> None:
-    """Its four slots are taken until generations end, which by itself takes fifteen seconds."""
-    began = time.monotonic()
-    body = {"model": MODEL, "messages": HELLO, "max_tokens": 1}
-    response = httpx.post(f"{gateway.url}/v1/chat/completions", json={**body, "n": 4}, timeout=30)
-    assert response.status_code == 200
-    assert time.monotonic() - began < 5.0
-
-
-def ask_raw(gateway: Gateway, **options) -> socket.socket:
-    """A request on a connection of its own, whose answer is left to the test."""
-    messages = [{"role": "user", "content": LONG}]
-    body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": 1000, **options})
-    connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
-    connection.sendall(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (len(body), body.encode())
-    )
-    return connection
-
-
-@pytest.mark.parametrize("options", [{}, {"stream": True}, {"n": 4}, {"n": 4, "stream": True}])
-def test_leaving_ends_every_generation(slow: Gateway, options: dict) -> None:
-    before = left(slow)
-    with ExitStack() as stack:
-        connections = [stack.enter_context(ask_raw(slow, **options)) for _ in range(4)]
-        if "stream" in options:
-            assert connections[0].recv(1000).startswith(b"HTTP/1.1 200 ")
-        else:
-            time.sleep(0.5)
-    assert_the_engine_is_free(slow)
-    assert left(slow) == before + 4
-
-
-def test_leaving_at_any_point_ends_every_generation(slow: Gateway) -> None:
-    """Two hundred come and go: in the request, before the first byte, in the answer."""
-    dice = random.Random(0)
-
-    async def visit(number: int) -> bool:
-        _, writer = await asyncio.open_connection("127.0.0.1", slow.port)
-        messages = [{"role": "user", "content": LONG}]
-        options = {"stream": number % 2 == 0, "max_tokens": 1000}
-        body = json.dumps({"model": MODEL, "messages": messages, **options}).encode()
-        whole = (
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        cut = dice.randrange(len(whole)) if number % 5 == 0 else len(whole)
-        writer.write(whole[:cut])
-        await writer.drain()
-        await asyncio.sleep(dice.random() * 2)
-        writer.transport.abort()
-        return b"\r\n\r\n" in whole[:cut]
-
-    async def visit_all() -> list[bool]:
-        return await asyncio.gather(*(visit(number) for number in range(200)))
-
-    before = left(slow)
-    requests = sum(asyncio.run(visit_all()))
-    assert_the_engine_is_free(slow)
-    assert left(slow) == before + requests
-    assert requests > 190
-    assert seen(slow, "triptych_gateway_active_requests ") == 1  # this one
-
-
-def test_the_sdk_closes_a_stream(slow: Gateway) -> None:
-    with openai.OpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=0) as client:
-        streams = [
-            client.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": LONG}], stream=True
-            )
-            for _ in range(4)
-        ]
-        for stream in streams:
-            next(iter(stream))
-            stream.close()
-    assert_the_engine_is_free(slow)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_the_timeout_of_the_gateway(slow: Gateway, slow_server: Server, stream: bool) -> None:
-    with (
-        before(slow_server, request_timeout_s=0.5) as gateway,
-        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        with pytest.raises(openai.APIError, match=r"0\.5 s") as error:
-            list(
-                client.chat.completions.create(
-                    model=MODEL, messages=[{"role": "user", "content": LONG}], stream=stream
-                )
-            )
-        assert error.value.code == "deadline_exceeded"
-        if not stream:
-            assert isinstance(error.value, openai.InternalServerError)
-            assert error.value.status_code == 504
-    assert_the_engine_is_free(slow)
-
-
-def test_a_generation_ended_from_elsewhere_is_told(slow: Gateway, slow_server: Server) -> None:
-    """In a stream by an event, and no [DONE] follows."""
-    with before(slow_server, drain_timeout_s=0.3) as gateway:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": LONG}], "stream": True}
-        with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body) as response:
-            lines = response.iter_lines()
-            assert next(lines).startswith("data: {")
-            gateway.stop()
-            rest = [line for line in lines if line]
-        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "unavailable"
-    with Client(f"localhost:{slow_server.grpc_port}") as client:
-        assert client.chat("a", model=MODEL, stream=False, max_tokens=1, timeout=2).text
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{gateway.url}/health/live")

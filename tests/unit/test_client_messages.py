@@ -14,11 +14,13 @@ from triptych_client import (
     MediaType,
     MediaUnreachable,
     MediaUnreadable,
+    ToolCall,
     assistant,
     audio,
     image,
     system,
     text,
+    tool,
     user,
     video,
 )
@@ -216,3 +218,19 @@ def test_the_package_says_that_it_is_typed():
     import triptych_client
 
     assert (Path(triptych_client.__file__).parent / "py.typed").is_file()
+
+
+def test_a_turn_with_calls_and_their_results():
+    call = ToolCall(0, "call_1", "paint", '{"colour": "red"}')
+    assert assistant(tool_calls=[call]) == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "paint", "arguments": '{"colour": "red"}'},
+            }
+        ],
+    }
+    assert tool(call, "done") == {"role": "tool", "tool_call_id": "call_1", "content": "done"}
