@@ -46,6 +46,11 @@ def chat_request(call: Call) -> Any:
         inputs.append(Input(REQUEST_TENSORS, "UINT8", (len(call.tensors),), call.tensors))
     request = infer_request(call.model, inputs)
     request.id = call.id
+    for name, value in call.parameters.items():
+        if isinstance(value, int):
+            request.parameters[name].int64_param = value
+        else:
+            request.parameters[name].string_param = value
     return request
 
 

@@ -23,7 +23,7 @@ _EVENT = msgspec.json.Decoder(Event)
 
 def chat_body(call: Call) -> bytes:
     """The JSON to post to the ensemble's ``generate_stream``."""
-    return msgspec.json.encode({"id": call.id, REQUEST: call.body.decode()})
+    return msgspec.json.encode({"id": call.id, REQUEST: call.body.decode(), **call.parameters})
 
 
 def abort_body(request_id: str) -> bytes:

@@ -170,6 +170,8 @@ class Items(msgspec.Struct, frozen=True):
     """ITEMS: the media of one request, in the order of their placeholders in the prompt."""
 
     items: list[Item]
+    deadline: float = 0.0
+    """`Prompt.deadline`."""
 
 
 class NixlSpan(msgspec.Struct, frozen=True):
@@ -325,6 +327,9 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The caller's place in a trace, as the W3C has it; empty: none was given."""
     arrived: float = 0.0
     """When preprocess got the request, seconds of this machine's `time.monotonic`."""
+    deadline: float = 0.0
+    """When its answer must be whole, likewise: `arrived` and Triton's ``timeout`` of the request;
+    0: it has time."""
     decoded: float = 0.0
     """When its last medium was decoded, likewise; without one, when the prompt was ready."""
 

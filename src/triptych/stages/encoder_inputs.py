@@ -9,6 +9,7 @@ import msgspec
 from triptych import contract
 from triptych.errors import InvalidValue
 from triptych.stages import backend
+from triptych.stages.arrival import check
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +20,15 @@ def read_items(request: Any) -> list[contract.Item]:
 
     Raises:
         InvalidValue: It is missing or not what preprocess writes.
+        DeadlineExceeded: Nobody waits for what would be made of it.
     """
     data = backend.read_bytes(request, contract.ITEMS)
     try:
-        return contract.decode(data, contract.Items).items
+        items = contract.decode(data, contract.Items)
     except msgspec.MsgspecError as error:
         raise InvalidValue(str(error), where=contract.ITEMS) from None
+    check(items.deadline, "before its media were encoded")
+    return items.items
 
 
 def read_media(request: Any) -> torch.Tensor:

@@ -20,6 +20,7 @@ from triptych.engines.base import Delta, Engine, Media
 from triptych.engines.claim import Claim
 from triptych.errors import Cancelled, InternalError
 from triptych.stages import claims
+from triptych.stages.arrival import within
 from triptych.stages.outbox import Outbox, Sender
 
 logger = logging.getLogger("triptych.stages.decode")
@@ -134,7 +135,10 @@ class Generations:
             finished = False
             deltas = self._deltas(prompt, media)
             del media
-            async with aclosing(deltas):
+            async with (
+                within(prompt.deadline, "while its answer was generated"),
+                aclosing(deltas),
+            ):
                 async for delta in deltas:
                     finished = delta.finish_reason is not None
                     self._sender.put(outbox, delta)

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from triptych.families.base import Family
 from triptych.media.base import Given, Loaded, MediaOptions
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
+from triptych.stages.arrival import Arrival, check, within
 from triptych.stages.leased import Leased
 
 logger = logging.getLogger("triptych.stages.preprocess")
@@ -42,10 +43,7 @@ class Begun:
     media: tuple[MediaPart, ...]
     tensors: MediaBytes | None = None
     """TENSORS, that parts may name pieces of; shape (bytes,), uint8."""
-    arrived: float = 0.0
-    """`Prompt.arrived`."""
-    traceparent: str = ""
-    """`Prompt.traceparent`."""
+    arrival: Arrival = field(default_factory=Arrival)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +92,21 @@ class Preparer:
         self,
         data: bytes,
         tensors: MediaBytes | None = None,
-        *,
-        arrived: float = 0.0,
-        traceparent: str = "",
+        arrival: Arrival | None = None,
     ) -> Begun:
         """Read REQUEST, and check all of it that can be checked before its media are there.
 
         Args:
             data: REQUEST.
             tensors: TENSORS, of shape (bytes,); None: the request came without it.
-            arrived: When it came, `time.monotonic` seconds.
-            traceparent: The caller's place in a trace.
+            arrival: When it came, and how much time it has; None: now, and all.
 
         Raises:
+            DeadlineExceeded: It has no time left.
             InvalidRequest: Whatever is wrong with it.
         """
+        arrival = arrival or Arrival()
+        check(arrival.deadline, "before its turn came")
         limit = self._settings.max_request_mb * MIB
         if len(data) > limit:
             raise InvalidRequest(f"the request has {len(data)} bytes, the limit is {limit}")
@@ -123,7 +121,7 @@ class Preparer:
         if self._settings.log_content:
             logger.info("request %s", shortened(data))
         rendered = self._builder.render(request)
-        return Begun(request, rendered, media, tensors, arrived, traceparent)
+        return Begun(request, rendered, media, tensors, arrival)
 
     def without_media(self, begun: Begun) -> Prepared:
         """The outputs of a request of text alone.
@@ -140,14 +138,17 @@ class Preparer:
         Raises:
             MediaError: One cannot be loaded; the others are given up.
             ContextTooLong: Prompt and answer do not fit the context.
+            DeadlineExceeded: They take longer than the request has time.
         """
-        loaded = await _all([self._load(part, begun.tensors) for part in begun.media])
+        async with within(begun.arrival.deadline, "while its media were loading"):
+            loaded = await _all([self._load(part, begun.tensors) for part in begun.media])
         for part, medium in zip(begun.media, loaded, strict=True):
             if medium.lease:
                 self._leased.remember(medium.lease, part, medium.hash)
         sizes = [self._size(part, medium) for part, medium in zip(begun.media, loaded, strict=True)]
         prompt = self._builder.build(begun.request, begun.rendered, sizes)
         media, items = assemble([loaded[slot.medium] for slot in begun.rendered.slots])
+        items = msgspec.structs.replace(items, deadline=begun.arrival.deadline)
         return Prepared(_encode(prompt, begun, loaded), media, contract.encode(items))
 
     async def again(self, lost: str) -> str | None:
@@ -227,9 +228,14 @@ def _encode(prompt: Prompt, begun: Begun, loaded: Sequence[Loaded] = ()) -> byte
     """PROMPT, with the times of the request."""
     decoded = max((medium.decoded for medium in loaded if medium.decoded), default=time.monotonic())
     # What was decoded for another request may have been there before this one came.
-    decoded = max(decoded, begun.arrived)
+    arrival = begun.arrival
+    decoded = max(decoded, arrival.at)
     timed = msgspec.structs.replace(
-        prompt, arrived=begun.arrived, decoded=decoded, traceparent=begun.traceparent
+        prompt,
+        arrived=arrival.at,
+        deadline=arrival.deadline,
+        decoded=decoded,
+        traceparent=arrival.traceparent,
     )
     return contract.encode(timed)
 

@@ -30,6 +30,7 @@ from triptych.media.loader import MediaLoader
 from triptych.pulse import Pulse
 from triptych.settings import PreprocessSettings
 from triptych.stages import backend
+from triptych.stages.arrival import Arrival
 from triptych.stages.ended import Ended
 from triptych.stages.held import EncoderHoldings
 from triptych.stages.prepare import MediaBytes, Prepared, Preparer
@@ -53,8 +54,7 @@ class _Job:
     tensors: MediaBytes | None = field(default=None, repr=False)
     outcome: Prepared | BaseException | None = None
     loading: Future[Prepared] | None = None
-    arrived: float = field(default_factory=time.monotonic)
-    traceparent: str = ""
+    arrival: Arrival = field(default_factory=Arrival)
 
 
 class PreprocessModel:
@@ -93,7 +93,8 @@ class PreprocessModel:
             job = _Job(request.get_response_sender(), request.request_id())
             try:
                 job.data = backend.read_bytes(request, contract.REQUEST)
-                job.traceparent = backend.parameter(request, contract.TRACEPARENT)
+                traceparent = backend.parameter(request, contract.TRACEPARENT)
+                job.arrival = Arrival(job.arrival.at, request.timeout() / 1e6, traceparent)
                 job.tensors = backend.read_octets(
                     request, contract.REQUEST_TENSORS, self._max_tensors
                 )
@@ -224,9 +225,7 @@ class Courier:
 
     def _begin(self, job: _Job) -> None:
         try:
-            begun = self._preparer.begin(
-                job.data, job.tensors, arrived=job.arrived, traceparent=job.traceparent
-            )
+            begun = self._preparer.begin(job.data, job.tensors, job.arrival)
             job.data, job.tensors = b"", None
             if not begun.media:
                 job.outcome = self._preparer.without_media(begun)
