@@ -52,6 +52,9 @@ def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     repository = tmp_path_factory.mktemp("models") / "model_repository"
     shutil.copytree(ROOT / "model_repository", repository)
+    # A model's own folder is on the path of its stub and of no other.
+    stand_in = ROOT / "tests" / "fakes" / "tensorrt_llm"
+    shutil.copytree(stand_in, repository / "decode_trtllm" / "1" / stand_in.name)
     for model in ("decode", "chat"):
         folder = repository / f"{model}_echo"
         shutil.copytree(ROOT / "model_repository" / f"{model}_vllm", folder)
@@ -108,13 +111,8 @@ def vllm_server(start_server: ServerFactory) -> Server:
 
 
 @pytest.fixture(scope="session")
-def trtllm_server(start_server: ServerFactory, echo_repository: Path, shared_files: Path) -> Server:
-    """A real tritonserver with the stand-in of TensorRT-LLM, which really computes.
-
-    It lies in the model's own folder, which Triton puts on the path of its stub and of no other.
-    """
-    stand_in = ROOT / "tests" / "fakes" / "tensorrt_llm"
-    shutil.copytree(stand_in, echo_repository / "decode_trtllm" / "1" / stand_in.name)
+def trtllm_server(start_server: ServerFactory, shared_files: Path) -> Server:
+    """A real tritonserver with the stand-in of TensorRT-LLM, which really computes."""
     return start_server(
         "trtllm",
         engine_dtype="float32",
