@@ -52,6 +52,8 @@ def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     repository = tmp_path_factory.mktemp("models") / "model_repository"
     shutil.copytree(ROOT / "model_repository", repository)
+    # Environments of engines lie beside the repository.
+    (repository.parent / ".venvs").symlink_to(ROOT / ".venvs")
     # A model's own folder is on the path of its stub and of no other.
     stand_in = ROOT / "tests" / "fakes" / "tensorrt_llm"
     shutil.copytree(stand_in, repository / "decode_trtllm" / "1" / stand_in.name)
@@ -108,6 +110,12 @@ def echo_server(start_server: ServerFactory) -> Server:
 def vllm_server(start_server: ServerFactory) -> Server:
     """A real tritonserver with vLLM."""
     return start_server("vllm")
+
+
+@pytest.fixture(scope="session")
+def sglang_server(start_server: ServerFactory) -> Server:
+    """A real tritonserver with SGLang."""
+    return start_server("sglang")
 
 
 @pytest.fixture(scope="session")

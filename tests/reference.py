@@ -15,8 +15,8 @@ from triptych.engines import torchvision_ops
 torchvision_ops.define_missing()  # transformers imports torchvision with its processors
 
 from transformers import (  # noqa: E402
+    AutoModelForImageTextToText,
     AutoTokenizer,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
     Qwen2VLVideoProcessor,
@@ -46,7 +46,7 @@ class Prepared:
 
 
 class HuggingFaceReference:
-    """The checkpoint in transformers, float32 on the CPU, images by the PIL backend."""
+    """A Qwen2-VL or Qwen2.5-VL in transformers, float32 on the CPU, images by the PIL backend."""
 
     def __init__(self, model_dir: str | Path) -> None:
         torch.set_num_threads(1)
@@ -56,7 +56,7 @@ class HuggingFaceReference:
             self.tokenizer,
             Qwen2VLVideoProcessor.from_pretrained(model_dir),
         )
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        self.model = AutoModelForImageTextToText.from_pretrained(
             model_dir, dtype=torch.float32, attn_implementation="sdpa"
         ).eval()
 
