@@ -12,6 +12,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from collector import Collector
+from conftest import ServerFactory
 from pictures import encoded, noise
 from triptych.gateway import Gateway, GatewayOptions
 from triptych.server import Server
@@ -130,3 +132,27 @@ def test_the_dashboard_asks_for_what_there_is(echo_server: Server, asked: str) -
             for label, value in re.findall(r'(\w+)="([^"]*)"', query):
                 assert total(found, name, **{label: value}) >= 0
                 assert any(have.get(label) == value for have, _ in found[name]), query
+
+
+def test_a_trace_goes_from_the_gateway_through_the_stages(start_server: ServerFactory) -> None:
+    """The caller's trace, the gateway's span in it, and in that one the stages'."""
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    with Collector() as collector:
+        server = start_server("echo", otlp_endpoint=collector.url)
+        options = GatewayOptions(
+            triton=f"127.0.0.1:{server.grpc_port}", port=0, otlp_endpoint=collector.url
+        )
+        with Gateway(options) as gateway:
+            body: dict[str, Any] = {"model": MODEL, "messages": [user(text("Hello"))]}
+            headers = {"traceparent": f"00-{trace}-{caller}-01"}
+            url = f"{gateway.url}/v1/chat/completions"
+            httpx.post(url, json=body, headers=headers, trust_env=False).raise_for_status()
+        server.stop()  # whoever stops sends what waits
+        found = collector.wait("/v1/chat/completions", f"chat {MODEL}", "prefill")
+    outer, inner = found["/v1/chat/completions"], found[f"chat {MODEL}"]
+    assert outer.parent_span_id.hex() == caller
+    assert inner.parent_span_id == outer.span_id
+    assert found["prefill"].parent_span_id == inner.span_id
+    assert {span.trace_id.hex() for span in (outer, inner, found["prefill"])} == {trace}
+    assert outer.start_time_unix_nano <= inner.start_time_unix_nano
+    assert inner.end_time_unix_nano <= outer.end_time_unix_nano

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from collector import Collector
 from triptych.chat.chunks import Stages
 from triptych.contract import Prompt, PromptItem, Sampling
 from triptych.engines.base import Usage
@@ -78,42 +76,20 @@ def test_media_are_cut_in_the_log() -> None:
 
 
 @pytest.fixture
-def collector() -> Iterator[Any]:
-    """A collector for OTLP over HTTP, with the spans that it got."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            found = ExportTraceServiceRequest.FromString(body)
-            for resource in found.resource_spans:
-                for scope in resource.scope_spans:
-                    server.spans.extend(scope.spans)
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.spans = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
 
 
-def sent(collector: Any, stage: str, ended: Ended) -> dict[str, Any]:
-    tracer = spans.tracer(f"http://127.0.0.1:{collector.server_port}/v1/traces")
+def sent(collector: Collector, stage: str, ended: Ended) -> dict[str, Any]:
+    tracer = spans.tracer(collector.url)
     assert tracer is not None
     tracer.request(stage, ended)
     tracer.close()
     return {span.name: span for span in collector.spans}
 
 
-def test_a_request_is_a_span_with_its_stages_in_the_callers_trace(collector: Any) -> None:
+def test_a_request_is_a_span_with_its_stages_in_the_callers_trace(collector: Collector) -> None:
     ended = finished(traceparent=f"00-{TRACE}-{PARENT}-01")
     found = sent(collector, "decode", ended)
     whole = found.pop("chat chat_x")
@@ -126,7 +102,7 @@ def test_a_request_is_a_span_with_its_stages_in_the_callers_trace(collector: Any
     assert whole.end_time_unix_nano - whole.start_time_unix_nano == pytest.approx(0.1e9, rel=0.05)
 
 
-def test_a_request_that_failed_is_an_error_in_a_trace_of_its_own(collector: Any) -> None:
+def test_a_request_that_failed_is_an_error_in_a_trace_of_its_own(collector: Collector) -> None:
     found = sent(collector, "preprocess", Ended.by(MediaTooLarge("x"), "r"))
     assert found["chat"].status.code == 2
     assert found["chat"].status.message == "media_too_large"

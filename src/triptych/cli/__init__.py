@@ -187,6 +187,9 @@ def gateway(
     api_key_file: ApiKeyFile = "",
     cors_origin: CorsOrigins = None,
     playground: Playground = True,
+    otlp_endpoint: Annotated[
+        str, typer.Option(metavar="URL", help="Where traces go, as OTLP over HTTP.")
+    ] = "",
     max_body_mb: Annotated[int, typer.Option(min=1, help="Of one request, in MiB.")] = 128,
     request_timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a whole answer.")
@@ -208,6 +211,7 @@ def gateway(
         api_key_file=api_key_file,
         cors_origins=cors_origin or [],
         playground=playground,
+        otlp_endpoint=otlp_endpoint,
         max_body_mb=max_body_mb,
         request_timeout_s=request_timeout_s,
         drain_timeout_s=drain_timeout_s,

@@ -54,8 +54,10 @@ def serve(
             return server.serve(options, on_ready=on_ready)
         from triptych.cli.gateway import Beside
 
-        limit = settings.load(settings.PreprocessSettings, environ=environ).max_request_mb
-        gateway = msgspec.structs.replace(gateway, max_body_mb=limit)
+        first = settings.load(settings.PreprocessSettings, environ=environ)
+        gateway = msgspec.structs.replace(
+            gateway, max_body_mb=first.max_request_mb, otlp_endpoint=first.otlp_endpoint
+        )
         return server.serve(options, beside=Beside(gateway, options), on_ready=on_ready)
     except ConfigurationError as error:
         complain(error.what)

@@ -18,6 +18,7 @@ from triptych.gateway.faults import BadKey, error_json, headers_of, write_error
 from triptych.gateway.observe import REQUEST_ID, Metrics, Observe, record_of
 from triptych.gateway.options import GatewayOptions
 from triptych.gateway.state import JSON, State
+from triptych.gateway.tracing import Tracer
 from triptych_client.errors import TriptychClientError
 
 
@@ -29,12 +30,15 @@ def create_app(options: GatewayOptions) -> FastAPI:
     """
     options.check()
     metrics = Metrics()
+    tracer = Tracer(options.otlp_endpoint) if options.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.gateway = State(options, metrics)
         yield
         await app.state.gateway.close()
+        if tracer is not None:
+            tracer.close()
 
     app = FastAPI(
         title="Triptych",
@@ -58,7 +62,7 @@ def create_app(options: GatewayOptions) -> FastAPI:
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, "retry-after"],
         )
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Observe, metrics=metrics, tracer=tracer)
     document.install(app)
     return app
 

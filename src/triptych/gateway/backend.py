@@ -48,7 +48,12 @@ class Backend:
         await self._server.close()
 
     async def chat(
-        self, ensemble: str, body: bytes, request_id: str, timeout_s: float
+        self,
+        ensemble: str,
+        body: bytes,
+        request_id: str,
+        timeout_s: float,
+        traceparent: str = "",
     ) -> AsyncGenerator[Chunk, None]:
         """The pieces of one answer; closing the generator before its end ends it in Triton too.
 
@@ -60,7 +65,8 @@ class Backend:
         """
         for last in (False, True):
             # An abort goes by this id, so it must be nobody else's, whatever the caller chose.
-            call = Call(ensemble, f"{request_id}.{uuid.uuid4().hex}", body, timeout_s)
+            name = f"{request_id}.{uuid.uuid4().hex}"
+            call = Call(ensemble, name, body, timeout_s, traceparent=traceparent)
             conversation = Conversation(self._server, call)
             begun = False
             try:

@@ -17,7 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from triptych.chat.chunks import Usage
 from triptych.contract import Modality
 from triptych.errors import InternalError
+from triptych.gateway import tracing
 from triptych.gateway.faults import error_json
+from triptych.gateway.tracing import Tracer
 
 logger = logging.getLogger("triptych.gateway")
 
@@ -32,8 +34,10 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 class Record:
     """One request as it is seen so far."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, traceparent: str = "") -> None:
         self.request_id = request_id
+        self.traceparent = traceparent
+        """The place in a trace of what is done for it; empty: it has none."""
         self.began = time.monotonic()
         self.status: int | None = None
         """HTTP's; 499 where the caller went away, 500 and above where a stream broke."""
@@ -41,7 +45,6 @@ class Record:
         """The ensemble that was asked."""
         self.first_s: float | None = None
         """Time to the first piece of a streamed answer, seconds."""
-
         self.usage: Usage | None = None
         """Of the answers that came to their end."""
 
@@ -136,16 +139,22 @@ class Metrics:
 class Observe:
     """Middleware, outside of all others: what it does not catch nobody does."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_request_id(Headers(scope=scope)))
+        headers = Headers(scope=scope)
+        record = Record(_request_id(headers), tracing.read(headers.get(tracing.TRACEPARENT, "")))
+        span = None
+        if self._tracer is not None and scope["path"] not in QUIET:
+            span = self._tracer.start(record.traceparent)
+            record.traceparent = tracing.inside(span)
         scope.setdefault("state", {})["record"] = record
 
         async def tagged(message: Message) -> None:
@@ -163,6 +172,8 @@ class Observe:
                     raise  # uvicorn closes the connection: half an answer is not to look whole
                 await _send_internal(record, tagged)
         self._metrics.observe(_route(scope), record)
+        if self._tracer is not None and span is not None:
+            self._tracer.end(span, _route(scope), record.status or 500, record.request_id)
         _log(scope, record)
 
 

@@ -31,6 +31,8 @@ class GatewayOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whether there is a page to try the models on, at ``/``."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may ask, ``*`` for all; none: no page may."""
+    otlp_endpoint: str = ""
+    """Where traces go: a collector's URL for OTLP over HTTP; empty: nowhere."""
     max_body_mb: int = 128
     """Bytes of a request, in MiB; the stage ``preprocess`` has a limit of its own."""
     body_timeout_s: float = 60.0

@@ -56,5 +56,6 @@ async def _ask(wanted: asked.Asked, request: Request, state: State) -> list[Piec
     ensemble = record.model = await state.backend.resolve(wanted.model)
     timeout = state.options.request_timeout_s
     return [
-        state.backend.chat(ensemble, each, record.request_id, timeout) for each in wanted.bodies
+        state.backend.chat(ensemble, each, record.request_id, timeout, record.traceparent)
+        for each in wanted.bodies
     ]
