@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
+import torch
+from tokenizers import Tokenizer
 
-from babbler import make_babbler
-from engine_contract import SLOTS, EngineContract
+from babbler import make_reciter
+from engine_contract import SLOTS, EngineContract, long, words
 from engine_sampling import SamplingContract
 from engine_tokens import TokensContract
-from reference import HuggingFaceReference
+from generations import changed, collect, generation, picture, text
+from sglang_engine import Sglang, sglang
 from triptych import families
 from triptych.engines.base import Engine
-from triptych.engines.sglang import SglangEngine
+from triptych.errors import Cancelled, ConfigurationError, Unavailable
 from triptych.families import Family
 from triptych.settings import DecodeSettings
 
@@ -26,35 +34,185 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-PYTHON = Path(__file__).parents[2] / ".venvs" / "sglang" / "bin" / "python"
-
-
-class Sglang(SglangEngine):
-    python = PYTHON
-
-
-@pytest.fixture(scope="module")
-def family(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return families.load(make_babbler(checkpoint, tmp_path_factory.mktemp("babbler") / "model"))
-
-
-@pytest.fixture(scope="module")
-def reference(family: Family) -> HuggingFaceReference:
-    return HuggingFaceReference(family.checkpoint.path)
-
-
-def sglang(family: Family, **settings: Any) -> SglangEngine:
-    model = str(family.checkpoint.path)
-    return Sglang(DecodeSettings(model=model, max_num_seqs=SLOTS, **settings), family)
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(family: Family) -> AsyncIterator[Engine]:
-    engine = sglang(family)
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with sglang(family, max_num_seqs=SLOTS) as engine:
+        yield engine
 
 
 class TestSglang(EngineContract, SamplingContract, TokensContract):
     pass
+
+
+async def test_a_picture_seen_before_is_known_by_its_hash(engine: Engine, family: Family) -> None:
+    ids = words(family, pictures=1) + words(family) * 3
+    this, that = (
+        generation(family, ids, *zip(picture(family, seed), strict=True)) for seed in (98, 99)
+    )
+    first = await collect(engine, *this)
+    again = await collect(engine, changed(this[0]), this[1])
+    other = await collect(engine, *that)
+
+    cached = [
+        deltas[-1].usage.cached_tokens for deltas in (first, again, other) if deltas[-1].usage
+    ]
+    assert cached[1] > this[0].length - len(words(family))
+    assert cached[0] < this[0].items[0].position + 1
+    assert cached[2] < this[0].items[0].position + 1
+    assert text(first) == text(again) != text(other)
+
+
+async def test_pictures_anywhere_in_a_prompt_that_is_read_in_chunks(
+    family: Family, tmp_path: Path
+) -> None:
+    """A chunk may hold no picture, a part of one, or the ends of two."""
+    pictures = [picture(family, 7, 40, 40), picture(family, 8, 8, 6)]
+    one = words(family, pictures=1)
+    prompts = {
+        "first": one + words(family) * 20,
+        "last": words(family) * 20 + one,
+        "both": one + words(family) * 5 + one,
+        "side by side": words(family) * 9 + words(family, pictures=2) + words(family) * 9,
+    }
+    file = tmp_path / "engine.json"
+    said = []
+    for size in (-1, 64):
+        file.write_text(json.dumps({"chunked_prefill_size": size}))
+        async with sglang(family, engine_args=str(file)) as engine:
+            cases = [
+                generation(
+                    family,
+                    ids,
+                    *zip(*pictures[: 2 if name in ("both", "side by side") else 1], strict=True),
+                )
+                for name, ids in prompts.items()
+            ]
+            alone = [text(await collect(engine, *case)) for case in cases]
+            answers = await asyncio.gather(
+                *(collect(engine, changed(prompt), media) for prompt, media in cases)
+            )
+            assert [text(deltas) for deltas in answers] == alone
+            said.append(alone)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_embeddings_beyond_all_measure_leave_the_engine_alive(
+    engine: Engine, family: Family, temperature: float
+) -> None:
+    prompt, [(item, tensor)] = generation(
+        family,
+        words(family, pictures=1),
+        *zip(picture(family, 3), strict=True),
+        temperature=temperature,
+    )
+    huge = torch.full_like(tensor, torch.finfo(torch.float32).max)
+    huge[::2] *= -1
+    assert (await collect(engine, prompt, [(item, huge)]))[-1].finish_reason
+    assert text(await collect(engine, *generation(family, words(family))))
+
+
+async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_path: Path) -> None:
+    said = "é€😀"
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    cycle = tokenizer.encode(said).ids
+    family = families.load(make_reciter(checkpoint, tmp_path / "model", cycle))
+    async with sglang(family) as engine:
+        prompt, _ = generation(family, cycle, max_tokens=2 * len(cycle), logprobs=True)
+        deltas = await collect(engine, prompt)
+        stopped = await collect(engine, changed(prompt, stop=("€",)))
+
+    assert text(deltas) == 2 * said
+    assert all(set(delta.text) <= set(said) for delta in deltas)
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert b"".join(entry.raw or entry.token.encode() for entry in entries) == 2 * said.encode()
+    assert text(stopped) == "é"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "No such file"),
+        ("[1]", "array"),
+        ('{"max_total_token": 64}', r"'max_total_token'.*'max_total_tokens'"),
+        ('{"enable_deterministic_inference": true}', "enable_deterministic_inference must be"),
+        ('{"context_length": 100000}', "100000 tokens is longer"),
+        ('{"kv_cache_dtype": "int3"}', "int3"),
+    ],
+)
+async def test_wrong_engine_arguments_are_named(
+    family: Family, tmp_path: Path, content: str | None, named: str
+) -> None:
+    file = tmp_path / "engine.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigurationError, match=named):
+        async with sglang(family, engine_args=str(file)):
+            pass
+    assert not children()
+
+
+async def test_an_environment_without_sglang_is_named(family: Family) -> None:
+    engine = Sglang(DecodeSettings(model=str(family.checkpoint.path)), family)
+    engine.python = Path(sys.executable)
+    with pytest.raises(ConfigurationError, match="scripts/setup --engine sglang"):
+        await engine.start()
+    await engine.stop()
+
+
+@pytest.mark.parametrize("place", range(3), ids=["its own", "the scheduler", "the detokeniser"])
+async def test_a_process_that_dies_is_reported_and_the_engine_can_be_stopped(
+    family: Family, place: int
+) -> None:
+    before = children()
+    engine = Sglang(DecodeSettings(model=str(family.checkpoint.path)), family)
+    await engine.start()
+    assert set(engine.pids) == children() - before
+    running = asyncio.create_task(collect(engine, *long(family)))
+    await asyncio.sleep(0.1)
+    os.kill(engine.pids[place], signal.SIGKILL)
+
+    with pytest.raises(Unavailable, match="died"):
+        await asyncio.wait_for(running, 10)
+    with pytest.raises(Unavailable, match="died.*log says why"):
+        await engine.health()
+    with pytest.raises(Unavailable, match="died"):
+        await collect(engine, *generation(family, words(family)))
+    await engine.stop()
+    await engine.stop()
+    assert not children() - before
+
+
+async def test_stop_ends_what_runs_and_leaves_no_process(family: Family) -> None:
+    before = children()
+    async with sglang(family, max_num_seqs=SLOTS) as engine:
+        tasks = [asyncio.create_task(collect(engine, *long(family))) for _ in range(SLOTS + 1)]
+        await asyncio.sleep(0.1)
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(end, Cancelled | Unavailable)
+    assert not children() - before
+    with pytest.raises(Unavailable):
+        await engine.health()
+
+
+async def test_stop_ends_a_start(family: Family) -> None:
+    before = children()
+    engine = Sglang(DecodeSettings(model=str(family.checkpoint.path)), family)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(1.0)
+    await asyncio.wait_for(engine.stop(), 20)
+    with pytest.raises(Unavailable):
+        await starting
+    assert not children() - before
+
+
+def children() -> set[int]:
+    """Living processes under this one, but for Python's resource tracker."""
+    found = psutil.Process().children(recursive=True)
+    return {
+        child.pid
+        for child in found
+        if child.status() != psutil.STATUS_ZOMBIE
+        and not any("resource_tracker" in part for part in child.cmdline())
+    }

@@ -21,14 +21,12 @@ import pytest
 import pytest_asyncio
 import torch
 
-from babbler import make_babbler
 from checkpoints import tiny_llava, transformers
 from engine_contract import SLOTS, EngineContract, about_a_picture, long, words
 from engine_sampling import SamplingContract
 from engine_tokens import TokensContract
 from generations import collect, generation, picture, text
 from qwen_checkpoints import tiny_qwen2_vl, tiny_qwen3_vl
-from reference import HuggingFaceReference
 from triptych import families
 from triptych.engines.base import Engine
 from triptych.engines.trtllm import TrtllmEngine
@@ -71,16 +69,6 @@ def stand_in(library: str) -> None:
     """For what can only be done to the stand-in."""
     if library != "stand-in":
         pytest.skip("the library cannot be made to fail")
-
-
-@pytest.fixture(scope="module")
-def family(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return families.load(make_babbler(checkpoint, tmp_path_factory.mktemp("babbler") / "model"))
-
-
-@pytest.fixture(scope="module")
-def reference(family: Family) -> HuggingFaceReference:
-    return HuggingFaceReference(family.checkpoint.path)
 
 
 def trtllm(family: Family, **settings: Any) -> TrtllmEngine:

@@ -16,13 +16,12 @@ import pytest
 import pytest_asyncio
 from tokenizers import Tokenizer
 
-from babbler import make_babbler, make_reciter
+from babbler import make_reciter
 from engine_contract import SLOTS, EngineContract, long, words
 from engine_sampling import SamplingContract
 from engine_structure import StructureContract
 from engine_tokens import TokensContract
 from generations import changed, collect, generation, picture, text
-from reference import HuggingFaceReference
 from triptych import families
 from triptych.engines.base import Engine
 from triptych.engines.vllm import VllmEngine
@@ -37,16 +36,6 @@ pytestmark = [
     # vLLM's own warnings are not ours, and its process is a fork of this one.
     pytest.mark.filterwarnings("default"),
 ]
-
-
-@pytest.fixture(scope="module")
-def family(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return families.load(make_babbler(checkpoint, tmp_path_factory.mktemp("babbler") / "model"))
-
-
-@pytest.fixture(scope="module")
-def reference(family: Family) -> HuggingFaceReference:
-    return HuggingFaceReference(family.checkpoint.path)
 
 
 def vllm(family: Family, **settings: Any) -> VllmEngine:
