@@ -286,13 +286,13 @@ def test_it_is_encoded_again_once(server: Server, caller: _embed.Caller) -> None
         journey.finish()
 
 
-@pytest.mark.parametrize("ensemble", [REMOTE, REMOTE_NIXL])
 def test_requests_under_way_outlive_the_encoders_death(
-    both: list[Machine], caller: _embed.Caller, ensemble: str
+    both: list[Machine], caller: _embed.Caller
 ) -> None:
     first, second = both
-    answers = {seed: ask(caller, OWN, seed, seed + 1) for seed in range(200, 240)}
-    with Traffic(lambda seed: ask(caller, ensemble, seed, seed + 1), answers) as traffic:
+    expected = {seed: ask(caller, OWN, seed, seed + 1) for seed in range(200, 240)}
+    answers = {(road, seed): expected[seed] for seed in expected for road in (REMOTE, REMOTE_NIXL)}
+    with Traffic(lambda asked: ask(caller, *asked, asked[1] + 1), answers) as traffic:
         traffic.go_on(20)
         first.kill()
         traffic.go_on(20)

@@ -6,6 +6,7 @@ All are started by README's commands, and embeddings travel by NIXL over TCP.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -81,10 +82,19 @@ class Network:
                 assert time.monotonic() < deadline, self.log(host).read_text()[-4000:]
                 time.sleep(0.1)
 
-    def restart(self, host: Host) -> None:
-        host.kill()
-        self.start(host)
-        self.wait(host)
+    def kill(self, *encoders: Host) -> None:
+        """Returns when the pool has noticed."""
+        for host in encoders:
+            host.kill()
+        self.until("lost", *encoders)
+
+    def bring_back(self, *encoders: Host) -> None:
+        """Likewise."""
+        for host in encoders:
+            self.start(host)
+        for host in encoders:
+            self.wait(host)
+        self.until("ready", *encoders)
 
     def log(self, host: Host) -> Path:
         return self._logs / f"{host.address}.log"
@@ -93,11 +103,16 @@ class Network:
         """How often the decode server's log says it."""
         return self.log(self.decode).read_text().count(text)
 
-    def until_told(self, text: str, times: int) -> None:
+    def until(self, state: str, *encoders: Host) -> None:
+        """Wait until the pool says that of all of them."""
         deadline = time.monotonic() + 30
-        while self.told(text) < times:
-            assert time.monotonic() < deadline, f"{text!r} is not in the log {times} times"
+        while {self._state(host) for host in encoders} != {state}:
+            assert time.monotonic() < deadline, f"{list(map(self._state, encoders))}, not {state}"
             time.sleep(0.05)
+
+    def _state(self, host: Host) -> str:
+        pattern = rf"encoder {re.escape(self.address(host))} is (\w+)"
+        return re.findall(pattern, self.log(self.decode).read_text())[-1]
 
 
 def is_ready(client: triton.InferenceServerClient, model: str) -> bool:
@@ -125,8 +140,7 @@ def network(
             network.start(host)
         for host in machines:
             network.wait(host)
-        for host in network.encoders:
-            network.until_told(f"encoder {network.address(host)} is ready", 1)
+        network.until("ready", *network.encoders)
         yield network
 
 
@@ -165,37 +179,35 @@ def test_an_encoder_that_is_killed_and_comes_back(
     first, second = network.encoders
     with traffic(caller, answers) as running:
         running.go_on(20)
-        first.kill()
+        network.kill(first)
         running.go_on(40)
-        network.restart(first)
-        network.until_told(f"encoder {network.address(first)} is ready", 2)
-        second.kill()
+        network.bring_back(first)
+        network.kill(second)
         running.go_on(40)
-        network.restart(second)
-        network.until_told(f"encoder {network.address(second)} is ready", 2)
+        network.bring_back(second)
 
 
 def test_an_encoder_that_is_cut_off_and_comes_back(
     network: Network, caller: _embed.Caller, answers: Answers
 ) -> None:
     first, second = network.encoders
-    ready = network.told(f"encoder {network.address(first)} is ready")
     with traffic(caller, answers) as running:
         running.go_on(20)
         first.cut()
-        network.until_told(f"encoder {network.address(first)} is lost", 1)
+        network.until("lost", first)
         running.go_on(40)
         first.mend()
-        network.until_told(f"encoder {network.address(first)} is ready", ready + 1)
+        network.until("ready", first)
         running.go_on(40)
-        second.kill()
+        network.kill(second)
         running.go_on(40)
-    network.restart(second)
 
 
 def test_embeddings_behind_a_cut_link_are_made_again_by_the_other(
     network: Network, caller: _embed.Caller, answers: Answers
 ) -> None:
+    network.kill(*network.encoders)
+    network.bring_back(*network.encoders)  # decode has no connection yet to where they are
     again = network.told("; encoded again")
     [seed] = QUESTIONS[0]
     journey = Journey(caller, "remote_encoder", seed)
