@@ -115,6 +115,12 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     """Tokens of prompt and answer together; 0: what the checkpoint says."""
     max_request_mb: Positive = 128
     """Bytes of one REQUEST, and of the TENSORS beside it, in MiB."""
+    max_inflight_requests: Annotated[int, msgspec.Meta(ge=0)] = 1024
+    """Requests that the server has in hand, over all its stages; more are turned away before
+    anything is done for them. 0: no limit."""
+    max_inflight_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Tokens, of prompts and of the answers asked for, that ``decode_*`` has in hand; while there
+    are more, requests are turned away. 0: no limit."""
     encoder_model: str = "encoder"
     """Name of the model that follows in the ensemble. It is asked which media it holds, so that
     they need not be decoded and sent; empty: it is not asked."""

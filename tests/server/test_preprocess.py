@@ -194,7 +194,7 @@ def test_pictures(calls):
         (b"[" * 50_000, InvalidRequest, ""),
         (said(), InvalidValue, "messages[0].content"),
         (said(text(), max_tokens=True), InvalidValue, "max_tokens"),
-        (said(text("a\u00e9\n"), tools=[{"a": "\u00e9"}]), UnknownField, "tools"),
+        (said(text("a\u00e9\n"), prediction={"a": "\u00e9"}), UnknownField, "prediction"),
         (
             said({"type": "audio_url", "audio_url": {"url": "x"}}),
             UnsupportedMedium,

@@ -22,10 +22,7 @@ def listen(address: Path) -> socket.socket:
         OSError: It cannot be made, or is somebody else's.
     """
     folder = address.parent
-    for each in (folder.parent, folder):
-        each.mkdir(mode=0o700, exist_ok=True)
-    if not lookup.private(folder):
-        raise PermissionError(f"{folder} is not this user's alone")
+    make_private(folder)
     _sweep(folder.parent)
     address.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
@@ -33,6 +30,18 @@ def listen(address: Path) -> socket.socket:
     listener.listen()
     listener.setblocking(False)
     return listener
+
+
+def make_private(folder: Path) -> None:
+    """Have a directory, in one of ours, that is this user's alone.
+
+    Raises:
+        OSError: It cannot be made, or is somebody else's.
+    """
+    for each in (folder.parent, folder):
+        each.mkdir(mode=0o700, exist_ok=True)
+    if not lookup.private(folder):
+        raise PermissionError(f"{folder} is not this user's alone")
 
 
 def remove(address: Path) -> None:

@@ -34,6 +34,7 @@ from triptych.stages.ended import Ended
 from triptych.stages.generations import Generations
 from triptych.stages.outbox import Outbox, Parcel, Sender
 from triptych.stages.roads import Fetchers
+from triptych.stages.tally import Tally
 from triptych.stages.telemetry import Telemetry
 from triptych.stages.times import Times
 
@@ -68,6 +69,7 @@ class DecodeModel:
             on_end=_end_process,
         )
         self._telemetry = Telemetry("decode", settings, args)
+        self._tally = Tally(lookup.place(), args["model_instance_name"])
         self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()
@@ -78,6 +80,7 @@ class DecodeModel:
             self._fetchers.close()
             self._sender.stop(SEND_TIMEOUT_S)
             self._telemetry.stop()
+            self._tally.close()
             raise
         self._pulse.follow(self._generations.loop)
         logger.info("serving %s with %s", settings.model, self.engine_type.name)
@@ -85,7 +88,7 @@ class DecodeModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Take the requests over; each is answered by the sender thread."""
         for request in requests:
-            reply = TritonReply(request, self._telemetry)
+            reply = TritonReply(request, self._telemetry, self._tally)
             try:
                 self._begin(request, reply)
             except Exception as error:
@@ -98,6 +101,7 @@ class DecodeModel:
             self._generations.stop()
             self._sender.stop(SEND_TIMEOUT_S)
             self._telemetry.stop()
+            self._tally.close()
 
     def _begin(self, request: Any, reply: TritonReply) -> None:
         parameters = json.loads(request.parameters() or "{}")
@@ -111,7 +115,7 @@ class DecodeModel:
         prompt = read_prompt(request, parameters)
         ticket = read_ticket(request)
         embeddings = read_embeddings(request) if ticket.items else None
-        reply.prompt = prompt
+        reply.take(prompt)
         outbox = Outbox(reply, stream=prompt.stream, times=reply.times)
         request_id = request.request_id()
         if (claim := self._fetchers.claim(ticket)) is not None:
@@ -150,16 +154,26 @@ class TritonReply:
     prompt: Prompt | None = None
     """Without one the answer is empty: an abort's."""
 
-    def __init__(self, request: Any, telemetry: Telemetry) -> None:
+    def __init__(self, request: Any, telemetry: Telemetry, tally: Tally) -> None:
         self._telemetry = telemetry
+        self._tally = tally
+        self._counted = 0
         self._sender = request.get_response_sender()
         self._request_id: str = request.request_id()
         self._wanted = frozenset(request.requested_output_names())
         self._writer: ChunkWriter | None = None
         self.times = Times()
 
+    def take(self, prompt: Prompt) -> None:
+        """What is to be answered; from now until the last response it is in hand."""
+        self.prompt = prompt
+        self._counted = prompt.length + prompt.sampling.max_tokens
+        self._tally.add(1, self._counted)
+
     def send(self, parcel: Parcel) -> None:
         """Send the outputs that were asked for; a stream with usage ends with one response more."""
+        if parcel.last:
+            self._give_back()
         if parcel.error is not None:
             self._telemetry.ended(Ended.by(parcel.error, self._request_id, prompt=self.prompt))
             self._respond(backend.error_response(parcel.error, self._request_id), final=True)
@@ -171,11 +185,17 @@ class TritonReply:
 
     def close(self) -> None:
         """Send the final flag alone."""
+        self._give_back()
         self._sender.send(flags=backend.FINAL)
 
     def is_cancelled(self) -> bool:
         """Whether Triton knows that the caller has gone; within an ensemble it never does."""
         return bool(self._sender.is_cancelled())
+
+    def _give_back(self) -> None:
+        if self._counted:
+            self._tally.add(-1, -self._counted)
+            self._counted = 0
 
     def _respond(self, response: Any, *, final: bool = False) -> None:
         if final:

@@ -25,7 +25,7 @@ from triptych import contract, families
 from triptych.encode import lookup
 from triptych.encode.lookup_client import LookupClient
 from triptych.encode.recall import Recall
-from triptych.errors import Cancelled, Unavailable
+from triptych.errors import Cancelled, Overloaded, Unavailable
 from triptych.media.loader import MediaLoader
 from triptych.pulse import Pulse
 from triptych.settings import PreprocessSettings
@@ -34,6 +34,7 @@ from triptych.stages.arrival import Arrival
 from triptych.stages.ended import Ended
 from triptych.stages.held import EncoderHoldings
 from triptych.stages.prepare import MediaBytes, Prepared, Preparer
+from triptych.stages.tally import Tallies, Tally
 from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.preprocess")
@@ -74,7 +75,8 @@ class PreprocessModel:
             settings, family, holder=encoder_holdings(settings), on_step=self._telemetry.step
         )
         self._preparer = Preparer(settings, family, loader)
-        self._courier = Courier(self._preparer, self._loop, self._telemetry)
+        self._admission = Admission(settings, args["model_instance_name"])
+        self._courier = Courier(self._preparer, self._loop, self._telemetry, self._admission)
         self._loop_thread = threading.Thread(
             target=self._loop.run_forever, name="triptych-media", daemon=True
         )
@@ -128,6 +130,7 @@ class PreprocessModel:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(STOP_TIMEOUT_S)
         self._loop.close()
+        self._admission.tally.close()
         self._telemetry.stop()
         del self._courier
         logger.debug("stopped")
@@ -149,13 +152,48 @@ def encoder_holdings(settings: PreprocessSettings) -> EncoderHoldings | None:
         return None
 
 
+class Admission:
+    """Turns requests away while the server has enough in hand.
+
+    Args:
+        settings: The limits.
+        instance: Triton's name of the instance.
+    """
+
+    def __init__(self, settings: PreprocessSettings, instance: str) -> None:
+        folder = lookup.place()
+        self.tally = Tally(folder, instance)
+        """Requests whose media are loading here."""
+        self._all = Tallies(folder)
+        self._limits = settings.max_inflight_requests, settings.max_inflight_tokens
+
+    def check(self) -> None:
+        """Whether another request may begin.
+
+        Raises:
+            Overloaded: Not now.
+        """
+        for have, limit, what in zip(
+            self._all.total(), self._limits, ("requests", "tokens"), strict=True
+        ):
+            if limit and have >= limit:
+                raise Overloaded(
+                    f"the server has {have} {what} in hand, the limit is {limit}; try again later"
+                )
+
+
 class Courier:
     """The thread that begins requests, watches their callers, and sends the answers."""
 
     def __init__(
-        self, preparer: Preparer, loop: asyncio.AbstractEventLoop, telemetry: Telemetry
+        self,
+        preparer: Preparer,
+        loop: asyncio.AbstractEventLoop,
+        telemetry: Telemetry,
+        admission: Admission,
     ) -> None:
         self._preparer = preparer
+        self._admission = admission
         self._telemetry = telemetry
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | str | None] = queue.SimpleQueue()
@@ -217,6 +255,7 @@ class Courier:
         """Begin a job that is new, answer one that has an outcome."""
         if job.loading is not None:
             self._loading.discard(job)
+            self._admission.tally.add(-1, 0)
             job.outcome = _outcome(job.loading)
         elif job.outcome is None:
             self._begin(job)
@@ -225,6 +264,7 @@ class Courier:
 
     def _begin(self, job: _Job) -> None:
         try:
+            self._admission.check()
             begun = self._preparer.begin(job.data, job.tensors, job.arrival)
             job.data, job.tensors = b"", None
             if not begun.media:
@@ -234,6 +274,7 @@ class Courier:
             job.outcome = error
             return
         job.loading = asyncio.run_coroutine_threadsafe(self._preparer.load(begun), self._loop)
+        self._admission.tally.add(1, 0)
         self._loading.add(job)
         job.loading.add_done_callback(lambda _: self._jobs.put(job))
 

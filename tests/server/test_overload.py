@@ -1,0 +1,48 @@
+"""More than the server may have in hand is turned away at once, and harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from conftest import ServerFactory
+from triptych.server import Server
+from triptych_client import Answer, AsyncClient, Overloaded, TriptychClientError
+
+pytestmark = pytest.mark.server
+
+MODEL = "chat_echo"
+LIMIT = 4
+LONG = " ".join(f"word{number}" for number in range(40))
+
+
+@pytest.fixture(scope="module")
+def small_server(start_server: ServerFactory) -> Server:
+    """Has four requests in hand at most, and takes two seconds for a long answer."""
+    return start_server(
+        "echo", echo_token_delay_s=0.05, max_num_seqs=LIMIT, max_inflight_requests=LIMIT
+    )
+
+
+async def test_what_is_too_much_is_refused_before_any_work(small_server: Server) -> None:
+    async with AsyncClient(f"localhost:{small_server.grpc_port}") as client:
+
+        async def ask() -> tuple[float, Answer | TriptychClientError]:
+            began = time.monotonic()
+            try:
+                return 0.0, await client.chat(LONG, model=MODEL, stream=False)
+            except TriptychClientError as error:
+                return time.monotonic() - began, error
+
+        running = [asyncio.create_task(ask()) for _ in range(LIMIT)]
+        await asyncio.sleep(0.5)
+        refused = [await ask() for _ in range(10)]
+        answered = [answer for _, answer in await asyncio.gather(*running)]
+        assert all(isinstance(answer, Answer) for answer in answered)
+        for _, error in refused:
+            assert isinstance(error, Overloaded)
+            assert f"the limit is {LIMIT}" in str(error)
+        after = await client.chat("a", model=MODEL, stream=False)
+        assert after.text
