@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -19,8 +20,8 @@ import psutil
 import pytest
 
 from browser import chromium, watched
-from gateways import HELLO, KEY, MODEL, before, picture, problem, text
-from triptych.gateway import Gateway, GatewayOptions
+from gateways import HELLO, KEY, LONG, MODEL, before, picture, problem, text
+from triptych.gateway import Gateway, GatewayOptions, watch
 from triptych.gateway.keys import ApiKeys
 from triptych.server import Server
 
@@ -202,23 +203,39 @@ def test_made_up_requests_get_what_the_document_says(http: httpx.Client, tmp_pat
     assert done.returncode == 0, done.stdout
 
 
-def test_ready_is_what_would_answer(start_server: Callable[..., Server]) -> None:
-    """Triton goes on calling itself ready when a model's process has died."""
-    server = start_server("echo")
-    with before(server) as gateway:
-        url = f"{gateway.url}/health/ready"
-        assert httpx.get(url).status_code == 200
+def test_a_stage_that_dies_is_told(
+    start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton goes on calling itself ready, and is silent to those who wait for the stage."""
+    monkeypatch.setattr(watch, "SILENT_S", 0.5)
+    server = start_server("echo", echo_token_delay_s=0.05)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": LONG}]}
+    with (
+        before(server) as gateway,
+        httpx.Client(base_url=gateway.url, trust_env=False, timeout=60) as http,
+        ThreadPoolExecutor(1) as threads,
+        http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as stream,
+    ):
+        assert http.get("/health/ready").status_code == 200
+        whole = threads.submit(http.post, "/v1/chat/completions", json=body)
+        lines = (line for line in stream.iter_lines() if line)
+        assert next(lines).startswith("data: {")
+        assert http.get("/v2/nothing").status_code == 404  # the other one has been sent by now
         children = psutil.Process(server.pid).children()
         [stub] = [child for child in children if "decode_echo_0_0" in child.cmdline()]
         stub.kill()
+        *_, last = lines
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unavailable"
+        assert whole.result(60).status_code == 503
+        assert problem(whole.result())["code"] == "unavailable"
         deadline = time.monotonic() + 30
-        while (response := httpx.get(url, timeout=30)).status_code == 200:
+        while (response := http.get("/health/ready")).status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert response.status_code == 503
         assert problem(response)["code"] == "unavailable"
         assert httpx.get(f"http://localhost:{server.http_port}/v2/health/ready").status_code == 200
-        assert httpx.get(f"{gateway.url}/health/live").status_code == 200
+        assert http.get("/health/live").status_code == 200
     server.kill()
     server.stop()
 

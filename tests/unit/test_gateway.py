@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,9 +24,10 @@ from replies import until
 from triptych.chat import request
 from triptych.cli import main
 from triptych.errors import ConfigurationError, InvalidValue, TriptychError, UnknownField
-from triptych.gateway import Gateway, GatewayOptions, asked, prompts, schema_requests
+from triptych.gateway import Gateway, GatewayOptions, asked, prompts, schema_requests, watch
 from triptych.gateway.faults import BadKey, ModelNotFound, headers_of, write_error
 from triptych.gateway.keys import ApiKeys
+from triptych_client import grpc_transport
 
 BODY = {"model": "chat_x", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -42,6 +44,17 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, *scripts: list[str]) -> None:
         self._scripts = list(scripts)
         self.requests: list[tuple[str, dict]] = []
+        self.looks = 0
+        """Requests to the stage itself."""
+        self.aborted: str | None = ""
+        """What that stage says to them: nothing wrong, an error, or nothing at all."""
+        self.patience: int | None = 0
+        """How many of them a script waits for at ``(wait)``; None: for ever."""
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Let go of whoever waits."""
+        self._ended.set()
 
     def ModelConfig(self, request, context):
         response = service_pb2.ModelConfigResponse()
@@ -52,9 +65,18 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelStreamInfer(self, requests, context):
         for asking in requests:
             if asking.model_name == "decode_x":
+                self.looks += 1
+                if self.aborted is None:
+                    self._ended.wait()
+                yield service_pb2.ModelStreamInferResponse(error_message=self.aborted or "")
                 continue
             self.requests.append((asking.id, json.loads(asking.raw_input_contents[0][4:])))
             for step in self._scripts.pop(0):
+                while step == "(wait)" and (self.patience is None or self.looks < self.patience):
+                    if self._ended.wait(0.01):
+                        return
+                if step == "(wait)":
+                    continue
                 response = service_pb2.ModelStreamInferResponse()
                 if step.startswith("{"):
                     response.infer_response.outputs.add(name="CHUNK", datatype="BYTES", shape=[1])
@@ -74,10 +96,11 @@ def gateway_before(triton: Triton, **options) -> Iterator[httpx.Client]:
     try:
         with (
             Gateway(GatewayOptions(triton=f"127.0.0.1:{port}", port=0, **options)) as gateway,
-            httpx.Client(base_url=gateway.url, trust_env=False) as http,
+            httpx.Client(base_url=gateway.url, trust_env=False, timeout=30) as http,
         ):
             yield http
     finally:
+        triton.end()
         server.stop(0).wait()
 
 
@@ -132,6 +155,29 @@ def test_a_fault_in_mid_stream_is_the_last_event(n: int) -> None:
     error = json.loads(events[-1])["error"]
     assert (error["code"], error["type"]) == ("unavailable", "server_error")
     assert "[DONE]" not in events
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [("Stub process 'decode_x_0_0' is not healthy.", True), (None, True), ("", False)],
+    ids=["dead", "hangs", "alive"],
+)
+def test_who_waits_long_is_looked_after(
+    said: str | None, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that has died says so when it is asked; one that is busy answers."""
+    monkeypatch.setattr(watch, "SILENT_S", 0.1)
+    monkeypatch.setattr(watch, "PATIENCE", 1)
+    monkeypatch.setattr(grpc_transport, "CONTROL_TIMEOUT_S", 1.0)
+    triton = Triton([chunk("Hi"), "(wait)", chunk(" there", "stop")])
+    triton.patience, triton.aborted = (None if lost else 10), said
+    with gateway_before(triton) as http:
+        *_, last = events(ask(http, stream=True))
+    if lost:
+        assert last["error"]["code"] == "unavailable"
+    else:
+        assert last == "[DONE]"
+        assert triton.looks >= 10
 
 
 @pytest.mark.parametrize("n", [1, 2])

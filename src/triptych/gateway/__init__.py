@@ -12,6 +12,7 @@ body      a request's bytes, up to a limit
 asked     the few fields the gateway reads of a chat; the rest goes through as it came
 prompts   the same of a completion, which is small enough to be written anew
 backend   Triton: chats, and which ensembles there are
+watch     answers that never come
 choices   one answer, or several side by side
 answers   OpenAI's forms of an answer, whole and as events
 answering one request's answer from its first byte to its end, whatever end that is

@@ -12,6 +12,7 @@ import msgspec
 from triptych import contract
 from triptych.gateway.faults import ModelNotFound
 from triptych.gateway.options import GatewayOptions
+from triptych.gateway.watch import Watch
 from triptych_client.answers import Chunk
 from triptych_client.conversation import Conversation, Server
 from triptych_client.errors import LeaseLost, NotFound
@@ -41,10 +42,12 @@ class Backend:
         self._aliases = options.aliases
         self._transport = AsyncGrpcTransport(options.address)
         self._server = Server(self._transport)
+        self._watch = Watch(self._transport)
         self._chats: dict[str, bool] = {}
 
     async def close(self) -> None:
         """End what is not over, and let go of the connection."""
+        await self._watch.close()
         await self._server.close()
 
     async def chat(
@@ -70,10 +73,14 @@ class Backend:
             conversation = Conversation(self._server, call)
             begun = False
             try:
-                while (chunk := await conversation.next()) is not None:
-                    begun = True
-                    self.answered[ensemble] = time.monotonic()
-                    yield chunk
+                with self._watch.over(conversation, ensemble) as waiting:
+                    while (chunk := await conversation.next()) is not None:
+                        begun = True
+                        self.answered[ensemble] = time.monotonic()
+                        yield chunk
+                        waiting.moved()
+                if waiting.fault is not None:
+                    raise waiting.fault
                 return
             except LeaseLost:
                 if begun or last:
