@@ -93,6 +93,8 @@ class Session:
         takes_path = {name: command.takes_path for name, command in COMMANDS.items()}
         editor = Editor(takes_path, self._toolbar)
         self._note(f"{self._model}. {HINT} /help")
+        for one in self._attached:
+            self._tell(one)
         unsent = ""
         while True:
             try:
@@ -152,7 +154,10 @@ class Session:
             raise ValueError(f"/{kind} needs a path or a URL")
         for source in sources:
             self._attached.append(_attach(source, kind))
-            self._note(f"attached: {self._attached[-1].kind} {self._attached[-1].name}")
+            self._tell(self._attached[-1])
+
+    def _tell(self, attached: Attached) -> None:
+        self._note(f"attached: {attached.kind} {attached.name}")
 
     def _undo(self) -> None:
         if self._attached:
