@@ -27,6 +27,8 @@ SECRET = "of the tests"
 """What engines are told as the setting ``handover_key``."""
 KEY = load_key(SECRET)
 MIB = 1 << 20
+FINITE = {2: ~0x4000_4000_4000_4000, 4: ~0x4000_0000_4000_0000}
+"""By the bytes of a float, 64 bits that leave the highest of each exponent out."""
 
 
 class Spec(NamedTuple):
@@ -35,12 +37,16 @@ class Spec(NamedTuple):
     seed: int
     shape: tuple[int, int]
     dtype: DType = "float32"
+    nans: bool = False
+    """Any bits, and not only those of finite values."""
 
     def make(self) -> torch.Tensor:
-        """Random bytes: among them NaNs, which must arrive too."""
+        """Random bytes."""
         generator = torch.Generator().manual_seed(self.seed)
         words = -(-self.shape[0] * self.shape[1] * ITEM_SIZE[self.dtype] // 8)
         whole = torch.randint(-(2**63), 2**63 - 1, (words,), generator=generator)
+        if not self.nans:
+            whole &= FINITE.get(ITEM_SIZE[self.dtype], -1)
         count = self.shape[0] * self.shape[1]
         return whole.view(getattr(torch, self.dtype))[:count].view(self.shape)
 
@@ -86,6 +92,11 @@ def usage() -> dict[str, int]:
         "fds": process.num_fds(),
         "threads": process.num_threads(),
     }
+
+
+def registered(end: Any) -> int:
+    """How large NIXL's own list is of what an end of the road has registered, bytes."""
+    return len(end._agent.metadata)
 
 
 class Owner:
@@ -166,7 +177,12 @@ def _answer(publisher: NixlPublisher, command: str, arguments: list[Any]) -> Any
     if command == "corrupt":
         ctypes.c_uint8.from_address(arguments[0]).value ^= 1
     elif command == "stats":
-        return {"leases": publisher.leases, "used": publisher.used, **usage()}
+        return {
+            "leases": publisher.leases,
+            "used": publisher.used,
+            "registered": registered(publisher),
+            **usage(),
+        }
     elif command == "cpu":
         begun = time.process_time()
         time.sleep(arguments[0])
