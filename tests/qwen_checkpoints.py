@@ -38,7 +38,9 @@ TOKENS = {"least": 4, "most": 100}
 
 def tiny_qwen2_vl(path: Path, **vision: Any) -> Path:
     """Qwen2-VL; ``vision`` goes over the fields of ``vision_config``."""
-    vision = {**VISION, "embed_dim": 64, "mlp_ratio": 2, "hidden_size": WIDTH, **vision}
+    # SGLang asks for the channels by the name that the hub's files have.
+    channels = {"in_chans": 3}
+    vision = {**VISION, **channels, "embed_dim": 64, "mlp_ratio": 2, "hidden_size": WIDTH, **vision}
     tokens = _prepare(path, CLIP, "Qwen2VLProcessor", "Qwen2VL")
     config = transformers.Qwen2VLConfig(
         vision_config=vision,

@@ -1,4 +1,4 @@
-"""The Qwen-VL families through tower and vLLM: greedy float32 tokens are those of Hugging Face.
+"""The Qwen-VL families through tower and engines: greedy float32 tokens are those of Hugging Face.
 
 Pictures and clips go the whole way from arrays: plan, encoder, ticket, engine. vLLM with a tower of
 its own, given the media themselves, must draw the same. Clips are scaled by us for all, since
@@ -25,13 +25,13 @@ import qwen_checkpoints as tiny
 from by_ticket import INGESTS, vllm
 from generations import collect, said, whole
 from raw_vllm import Raw, RawVllm
+from sglang_engine import sglang
 from triptych import families
 from triptych.chat.prompt import MediumSize, PromptBuilder
 from triptych.chat.request import parse
 from triptych.contract import Item, Prompt
 from triptych.encode import Encoder
-from triptych.engines.base import Media
-from triptych.engines.vllm import VllmEngine
+from triptych.engines.base import Engine, Media
 from triptych.errors import InvalidValue
 from triptych.media.image import fit
 from triptych.settings import EncoderSettings
@@ -252,11 +252,15 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Kind(make(tmp_path_factory.mktemp("family") / request.param), cases)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=INGESTS)
-async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[VllmEngine]:
-    """Both ways for embeddings into the engine."""
-    async with vllm(kind.family, request.param) as engine:
-        yield engine
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*INGESTS, "sglang"])
+async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """Both ways for embeddings into vLLM, and SGLang."""
+    if request.param == "sglang":
+        async with sglang(kind.family) as engine:
+            yield engine
+    else:
+        async with vllm(kind.family, request.param) as engine:
+            yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -267,7 +271,7 @@ async def raw_vllm(kind: Kind) -> AsyncIterator[RawVllm]:
     await engine.stop()
 
 
-async def test_greedy_tokens_are_those_of_hugging_face(engine: VllmEngine, kind: Kind) -> None:
+async def test_greedy_tokens_are_those_of_hugging_face(engine: Engine, kind: Kind) -> None:
     """One after another, then all at once from one batch of the encoder."""
     requests = [kind.request(case) for case in kind.cases]
     expected = [kind.expected(prompt, media) for prompt, media in requests]
@@ -294,14 +298,14 @@ async def test_vllm_draws_the_same_from_the_media_themselves(raw_vllm: RawVllm, 
     assert answers == expected
 
 
-async def test_the_prompt_is_counted_with_every_place(engine: VllmEngine, kind: Kind) -> None:
+async def test_the_prompt_is_counted_with_every_place(engine: Engine, kind: Kind) -> None:
     prompt, media = kind.request(kind.cases[-1])
     deltas = await collect(engine, prompt, *kind.encode(media))
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.prompt_tokens == len(prompt.expanded()) == prompt.length
 
 
-async def test_what_the_engine_must_not_see_leaves_it_alive(engine: VllmEngine, kind: Kind) -> None:
+async def test_what_the_engine_must_not_see_leaves_it_alive(engine: Engine, kind: Kind) -> None:
     prompt, media = kind.request(kind.cases[1])
     ((item, tensor),) = kind.encode(media)[0]
     wrong = {

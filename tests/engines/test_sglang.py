@@ -64,37 +64,29 @@ async def test_a_picture_seen_before_is_known_by_its_hash(engine: Engine, family
 
 
 async def test_pictures_anywhere_in_a_prompt_that_is_read_in_chunks(
-    family: Family, tmp_path: Path
+    engine: Engine, family: Family, tmp_path: Path
 ) -> None:
     """A chunk may hold no picture, a part of one, or the ends of two."""
     pictures = [picture(family, 7, 40, 40), picture(family, 8, 8, 6)]
-    one = words(family, pictures=1)
-    prompts = {
-        "first": one + words(family) * 20,
-        "last": words(family) * 20 + one,
-        "both": one + words(family) * 5 + one,
-        "side by side": words(family) * 9 + words(family, pictures=2) + words(family) * 9,
-    }
+    one, rest = words(family, pictures=1), words(family) * 12
+    cases = [
+        generation(family, ids, *zip(*pictures[:count], strict=True))
+        for ids, count in (
+            (one + rest, 1),
+            (rest + one, 1),
+            (one + words(family) * 3 + one, 2),
+            (rest + words(family, pictures=2) + rest, 2),
+        )
+    ]
+    whole = [text(await collect(engine, *case)) for case in cases]
     file = tmp_path / "engine.json"
-    said = []
-    for size in (-1, 64):
-        file.write_text(json.dumps({"chunked_prefill_size": size}))
-        async with sglang(family, engine_args=str(file)) as engine:
-            cases = [
-                generation(
-                    family,
-                    ids,
-                    *zip(*pictures[: 2 if name in ("both", "side by side") else 1], strict=True),
-                )
-                for name, ids in prompts.items()
-            ]
-            alone = [text(await collect(engine, *case)) for case in cases]
-            answers = await asyncio.gather(
-                *(collect(engine, changed(prompt), media) for prompt, media in cases)
-            )
-            assert [text(deltas) for deltas in answers] == alone
-            said.append(alone)
-    assert said[0] == said[1]
+    file.write_text(json.dumps({"chunked_prefill_size": 64}))
+    async with sglang(family, engine_args=str(file)) as chunked:
+        alone = [text(await collect(chunked, changed(prompt), media)) for prompt, media in cases]
+        together = await asyncio.gather(
+            *(collect(chunked, changed(prompt), media) for prompt, media in cases)
+        )
+    assert alone == [text(deltas) for deltas in together] == whole
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -134,23 +126,21 @@ async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_p
     ("content", "named"),
     [
         (None, "No such file"),
-        ("[1]", "array"),
         ('{"max_total_token": 64}', r"'max_total_token'.*'max_total_tokens'"),
-        ('{"enable_deterministic_inference": true}', "enable_deterministic_inference must be"),
-        ('{"context_length": 100000}', "100000 tokens is longer"),
-        ('{"kv_cache_dtype": "int3"}', "int3"),
+        ('{"tp_size": "two"}', "refuses its configuration"),
     ],
 )
 async def test_wrong_engine_arguments_are_named(
     family: Family, tmp_path: Path, content: str | None, named: str
 ) -> None:
+    before = children()
     file = tmp_path / "engine.json"
     if content is not None:
         file.write_text(content)
     with pytest.raises(ConfigurationError, match=named):
         async with sglang(family, engine_args=str(file)):
             pass
-    assert not children()
+    assert not children() - before
 
 
 async def test_an_environment_without_sglang_is_named(family: Family) -> None:
@@ -161,9 +151,8 @@ async def test_an_environment_without_sglang_is_named(family: Family) -> None:
     await engine.stop()
 
 
-@pytest.mark.parametrize("place", range(3), ids=["its own", "the scheduler", "the detokeniser"])
 async def test_a_process_that_dies_is_reported_and_the_engine_can_be_stopped(
-    family: Family, place: int
+    family: Family,
 ) -> None:
     before = children()
     engine = Sglang(DecodeSettings(model=str(family.checkpoint.path)), family)
@@ -171,11 +160,11 @@ async def test_a_process_that_dies_is_reported_and_the_engine_can_be_stopped(
     assert set(engine.pids) == children() - before
     running = asyncio.create_task(collect(engine, *long(family)))
     await asyncio.sleep(0.1)
-    os.kill(engine.pids[place], signal.SIGKILL)
+    os.kill(engine.pids[-1], signal.SIGKILL)  # the detokeniser
 
     with pytest.raises(Unavailable, match="died"):
         await asyncio.wait_for(running, 10)
-    with pytest.raises(Unavailable, match="died.*log says why"):
+    with pytest.raises(Unavailable, match=r"died.*log says why"):
         await engine.health()
     with pytest.raises(Unavailable, match="died"):
         await collect(engine, *generation(family, words(family)))

@@ -76,8 +76,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # SGLang takes the channels by the name that the hub's files have.
-    return qwen_checkpoints.tiny_qwen2_vl(tmp_path_factory.mktemp("qwen2") / "model", in_chans=3)
+    return qwen_checkpoints.tiny_qwen2_vl(tmp_path_factory.mktemp("qwen2") / "model")
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -21,6 +21,7 @@ import psutil
 from tokenizers import Tokenizer
 
 from triptych.contract import KV_TRANSFER, DType, Modality, Prompt, Sampling, TicketItem
+from triptych.engines.arguments import read_arguments
 from triptych.engines.base import (
     Alternative,
     Delta,
@@ -116,6 +117,7 @@ class SglangEngine(Engine):
 
     async def start(self) -> None:
         """Start the process, and wait until SGLang has loaded the model in it."""
+        read_arguments(self.settings.engine_args)  # to say at once that it cannot be read
         ours, theirs = socket.socketpair()
         with theirs:
             self._channel = Channel(ours)

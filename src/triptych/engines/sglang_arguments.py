@@ -45,19 +45,11 @@ def build_arguments(
     from sglang.srt.server_args import ServerArgs
 
     given = read_arguments(settings.engine_args)
-    known = {field.name for field in dataclasses.fields(ServerArgs)}
-    for name, value in given.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigurationError(
-                f"{settings.engine_args}: SGLang has no engine argument {name!r}{hint}"
-            )
-        if value != _OURS.get(name, value):
-            raise ConfigurationError(
-                f"{settings.engine_args}: {name} must be {_OURS[name]!r}, got {value!r}"
-            )
-    context = _context(settings, family, given)
+    try:
+        check_arguments(given, {field.name for field in dataclasses.fields(ServerArgs)})
+    except ConfigurationError as error:
+        raise error.at(settings.engine_args) from None
+    context = find_context(settings, family, given)
     arguments = {
         **_defaults(settings, family),
         **(_on_cpu(settings, family, context) if on_cpu else {}),
@@ -70,6 +62,36 @@ def build_arguments(
         return ServerArgs(**arguments), context
     except Exception as error:
         raise ConfigurationError(f"SGLang refuses its configuration: {error}") from error
+
+
+def check_arguments(given: Mapping[str, Any], known: set[str]) -> None:
+    """Whether the user's arguments are SGLang's, and leave alone what this engine rests on.
+
+    Raises:
+        ConfigurationError: At the first that is not, or does not.
+    """
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigurationError(f"SGLang has no engine argument {name!r}{hint}")
+        if value != _OURS.get(name, value):
+            raise ConfigurationError(f"{name} must be {_OURS[name]!r}, got {value!r}")
+
+
+def find_context(settings: DecodeSettings, family: Family, given: Mapping[str, Any]) -> int:
+    """Tokens of prompt and answer together.
+
+    Raises:
+        ConfigurationError: More than the checkpoint was made for, and nobody has said that it may.
+    """
+    context = given.get("context_length") or settings.max_model_len or family.context_length
+    if context > family.context_length and os.environ.get(LONGER_CONTEXT) != "1":
+        raise ConfigurationError(
+            f"a context of {context} tokens is longer than the checkpoint's "
+            f"{family.context_length}; {LONGER_CONTEXT}=1 in the environment allows it"
+        )
+    return int(context)
 
 
 def _defaults(settings: DecodeSettings, family: Family) -> dict[str, Any]:
@@ -96,6 +118,7 @@ def _on_cpu(settings: DecodeSettings, family: Family, context: int) -> dict[str,
         "grammar_backend": "none",
         "disable_cuda_graph": True,
         "disable_overlap_schedule": True,
+        "mem_fraction_static": 0.9,  # of the memory that is free; SGLang reckons with a GPU's
         "max_total_tokens": _cache_tokens(settings, family, context + MARGIN),
     }
 
@@ -112,13 +135,3 @@ def _cache_tokens(settings: DecodeSettings, family: Family, length: int) -> int:
     held: int = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * width
     element = 4 if settings.engine_dtype in ("auto", "float32") else 2
     return max(length, min(settings.max_num_seqs * length, _GIB // (held * element)))
-
-
-def _context(settings: DecodeSettings, family: Family, given: Mapping[str, Any]) -> int:
-    context = given.get("context_length") or settings.max_model_len or family.context_length
-    if context > family.context_length and os.environ.get(LONGER_CONTEXT) != "1":
-        raise ConfigurationError(
-            f"a context of {context} tokens is longer than the checkpoint's "
-            f"{family.context_length}; {LONGER_CONTEXT}=1 in the environment allows it"
-        )
-    return int(context)
