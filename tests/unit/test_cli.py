@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import triptych
-from triptych import server, settings
+from triptych import cli, server, settings
 from triptych.cli import app, main
 from triptych.cli.chat import conversation, show_text
 from triptych.cli.doctor import settings_in_force
@@ -89,7 +90,10 @@ def test_every_command_has_help(command):
         (["chat", "a", "--sever", "x"], "No such option: --sever"),
         (["chat", "a", "nothing.png"], "there is no file nothing.png"),
         (["chat", "a", "--server", "nowhere"], "nowhere"),
+        (["chat", "/nowhere/a.png"], "there is no file /nowhere/a.png"),
         (["serve", "--http-port", "99999"], "--http-port"),
+        (["serve", "--no-playground"], "need --openai"),
+        (["embed"], "Missing argument 'MEDIA...'"),
         (["version", "1"], "unexpected extra argument"),
     ],
 )
@@ -267,3 +271,57 @@ def test_doctor_names_what_is_wrong(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("TRIPTYCH_MAX_NUM_SEQ")
     assert main(["doctor", "--model-repository", str(tmp_path)]) == 1
     assert f"no model repository at {tmp_path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [("version", dict), ("settings", list), ("matrix", list), ("doctor", dict)],
+)
+def test_every_command_speaks_json(command, kind, capsys):
+    assert main([command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert isinstance(json.loads(out), kind)
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("triptych em", {"embed"}),
+        ("triptych chat --sy", {"--system"}),
+        ("triptych embed --f", {"--force"}),
+        ("triptych s", {"serve", "settings"}),
+    ],
+)
+def test_a_shell_completes_it(typed, completed):
+    done = subprocess.run(
+        [Path(sys.executable).with_name("triptych")],
+        env={
+            **os.environ,
+            "_TRIPTYCH_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(typed.count(" ")),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == completed
+
+
+def test_a_shell_is_shown_its_completion():
+    command = [Path(sys.executable).with_name("triptych"), "--show-completion", "bash"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "_TRIPTYCH_COMPLETE=complete_bash" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [["--json"], ["--no-stream"], []])
+def test_a_conversation_needs_a_terminal(flags, capsys):
+    assert main(["chat", *flags]) == 2
+    assert "Missing argument 'QUESTION': a conversation needs a terminal" in complaint(capsys)
+
+
+def test_the_exit_codes_are_those_of_the_readme(repository_root):
+    told = (repository_root / "README.md").read_text()
+    for code in (cli.OK, cli.FAILED, cli.USAGE, cli.INTERRUPTED):
+        assert f"| {code} | " in told

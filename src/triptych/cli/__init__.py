@@ -362,8 +362,10 @@ def doctor(
 ) -> int:
     """Tell what is installed, what the machine has, and every setting in force with its source."""
     from triptych.cli.doctor import examine, show
+    from triptych.cli.output import waiting
 
-    report = examine(model_repository)
+    with waiting("looking at what is installed"):
+        report = examine(model_repository)
     show(report, as_json=as_json)
     return FAILED if report.problems else OK
 
