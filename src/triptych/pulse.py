@@ -13,8 +13,10 @@ A message is one line of JSON, and shorter than what a pipe keeps in one piece.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -22,8 +24,10 @@ import msgspec
 
 VARIABLE = "_TRIPTYCH_PULSE"
 """Environment variable with the descriptor of the pipe's writing end."""
-BEAT_S = 0.4
+BEAT_S = 0.3
 """Seconds between two beats."""
+STANDSTILL_S = 300.0
+"""Seconds for which one thread may hold the interpreter's lock."""
 _MAX_OUTAGE = 500
 """Characters of `Beat.outage`; pipe(7) keeps 4096 bytes in one piece."""
 _PARENT_GONE = 1
@@ -47,7 +51,8 @@ class Pulse:
     """A model's process: it beats while its threads move, and ends when its tritonserver has.
 
     tritonserver's own stub sees to that end too, but may wait for a lock for ever that its server
-    held when it was killed.
+    held when it was killed. A process whose interpreter stands still can neither beat nor see its
+    server's end: it is ended after `STANDSTILL_S`, and says on stderr where it stood.
 
     Args:
         instance: Triton's name of the model's instance.
@@ -83,9 +88,14 @@ class Pulse:
         """Beat no more."""
         self._stopping.set()
         self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:
+        armed = 0.0
         while True:
+            if time.monotonic() - armed > STANDSTILL_S / 10:
+                armed = time.monotonic()
+                faulthandler.dump_traceback_later(STANDSTILL_S, exit=True, file=2)
             if all(loop.moves() for loop in self._loops):
                 self._send()
             if self._stopping.wait(BEAT_S):

@@ -121,3 +121,21 @@ def test_a_process_ends_with_its_parent() -> None:
         assert not processes.is_gone(child)
         parent.kill()
     until(lambda: processes.is_gone(child))
+
+
+STANDING_STILL = """
+import ctypes, time
+from triptych import pulse
+pulse.STANDSTILL_S = 0.5
+pulse.Pulse("encoder_0_0")
+time.sleep(0.1)
+ctypes.PyDLL(None).sleep(600)  # which, unlike CDLL, keeps the interpreter's lock
+"""
+
+
+def test_a_process_whose_interpreter_stands_still_says_where_and_ends() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", STANDING_STILL], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1
+    assert 'File "<string>", line 7' in run.stderr

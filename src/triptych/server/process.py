@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
 
 import psutil
 
@@ -26,13 +24,14 @@ class ServerProcess:
     They are a process group of their own, so that a Ctrl-C at the terminal reaches us and not
     them. (Not a session: the scheduler's autogroups would then make them compete as one.)
 
-    The server dies with the *thread* that starts it, as Linux has it for PR_SET_PDEATHSIG; so
-    that thread is ours, and it reads the log until there is no more.
+    Between them and us is a small process that ends them all when tritonserver or we are killed
+    (`triptych.server.launch`).
 
     Args:
         command: The binary's absolute path and its arguments.
         environ: The whole environment.
         shm_prefix: How the names of its shared memory regions begin.
+        grace_s: Seconds that it has to end in when it is asked to.
         on_line: Called for each line of output, from the reading thread.
         inherited: Descriptors that the server and its stubs are to have.
     """
@@ -42,39 +41,58 @@ class ServerProcess:
         command: Sequence[str],
         environ: Mapping[str, str],
         shm_prefix: str,
+        grace_s: float,
         on_line: Callable[[str], None],
         inherited: Sequence[int] = (),
     ) -> None:
         self._command = list(command)
         self._environ = dict(environ)
         self._shm_prefix = shm_prefix
+        self._grace_s = grace_s
         self._on_line = on_line
         self._inherited = tuple(inherited)
-        self._child: subprocess.Popen[str] | None = None
-        self._error: OSError | None = None
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tritonserver-log", daemon=True)
+        self._guardian: subprocess.Popen[str] | None = None
+        self._pid = 0
+        self._thread = threading.Thread(target=self._read, name="tritonserver-log", daemon=True)
 
     def start(self) -> None:
         """Start the server.
 
         Raises:
-            OSError: The program cannot be run.
+            OSError: The process that starts it cannot be run.
         """
+        report, writer = os.pipe()
+        launcher = [sys.executable, "-I", "-S", str(launch.__file__), str(os.getpid())]
+        told = [str(writer), self._shm_prefix, str(self._grace_s)]
+        try:
+            self._guardian = subprocess.Popen(
+                [*launcher, *told, *self._command],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                process_group=0,
+                pass_fds=(*self._inherited, writer),
+            )
+        finally:
+            os.close(writer)
+            with open(report) as lines:
+                self._pid = int(lines.readline() or 0)
+        if not self._pid:
+            raise OSError(f"{self._command[0]} was not started")
         self._thread.start()
-        self._started.wait()
-        if self._error:
-            raise self._error
 
     @property
     def pid(self) -> int:
         """Process id of tritonserver, and id of the group."""
-        assert self._child is not None, "not started"
-        return self._child.pid
+        assert self._pid, "not started"
+        return self._pid
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
-        return self._child.poll() if self._child else None
+        return self._guardian.poll() if self._guardian else None
 
     def join_log(self, timeout: float) -> None:
         """Wait until the last line has been read."""
@@ -91,19 +109,16 @@ class ServerProcess:
                         found[child.pid] = command[-2]
         return found
 
-    def stop(self, grace_s: float) -> bool:
+    def stop(self) -> bool:
         """Ask the server to end, then end whatever is left; a second call does nothing.
-
-        Args:
-            grace_s: Seconds until it is killed.
 
         Returns:
             Whether everything ended by itself.
         """
-        if self._child is None:
+        if self._guardian is None:
             return True
         family = self._family()
-        clean = self._terminate(grace_s)
+        clean = self._terminate()
         self.kill(family)
         self._thread.join(5.0)
         remains.remove(self._shm_prefix)
@@ -111,7 +126,7 @@ class ServerProcess:
 
     def kill(self, family: Sequence[psutil.Process] | None = None) -> None:
         """End every process at once, and wait until they are gone."""
-        if self._child is None:
+        if self._guardian is None:
             return
         family = self._family() if family is None else family
         with contextlib.suppress(ProcessLookupError):
@@ -119,16 +134,16 @@ class ServerProcess:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._child.wait()
         psutil.wait_procs(family, timeout=5.0)
+        self._guardian.wait()
 
-    def _terminate(self, grace_s: float) -> bool:
-        assert self._child is not None
-        if self._child.poll() is not None:
+    def _terminate(self) -> bool:
+        assert self._guardian is not None
+        if self._guardian.poll() is not None:
             return False
-        self._child.send_signal(signal.SIGTERM)
+        self._guardian.send_signal(signal.SIGTERM)
         try:
-            return self._child.wait(grace_s) == 0
+            return self._guardian.wait(self._grace_s) == 0
         except subprocess.TimeoutExpired:
             return False
 
@@ -140,36 +155,12 @@ class ServerProcess:
             family += [process for process in below if process not in family]
         return [process for process in family if process.pid != self.pid]
 
-    def _run(self) -> None:
-        launcher = [sys.executable, "-I", "-S", str(launch.__file__), str(os.getpid())]
-        try:
-            self._child = subprocess.Popen(
-                [*launcher, *self._command],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                process_group=0,
-                pass_fds=self._inherited,
-            )
-        except OSError as error:
-            self._error = error
-            return
-        finally:
-            self._started.set()
-        assert self._child.stdout is not None
-        self._read(self._child.stdout)
-
-    def _read(self, output: IO[str]) -> None:
-        with output:
+    def _read(self) -> None:
+        assert self._guardian is not None
+        assert self._guardian.stdout is not None
+        with self._guardian.stdout as output:
             for line in output:
                 self._on_line(line.rstrip("\n"))
-        # The output may close before the process ends, and it would be killed with this thread.
-        assert self._child is not None
-        while self._child.poll() is None:
-            time.sleep(0.1)
 
 
 def _group(process: psutil.Process) -> int:

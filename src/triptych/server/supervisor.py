@@ -95,14 +95,15 @@ class Supervisor:
 
     def _end(self, fault: TriptychError) -> None:
         """End what is left, so that who waits for an answer waits no more; then pause."""
-        self.server.kill()
-        self.server.stop()
         pause = self._restarts.failed()
         limit = self._restarts.limit
+        if pause is not None:
+            when = f" in {pause:g} s" if pause else ""
+            self._say(f"{fault.what}; starting again{when} ({self._restarts.count} of {limit})")
+        self.server.kill()
+        self.server.stop()
         if pause is None:
             raise Unavailable(f"given up after {limit} restarts in a row; the last: {fault.what}")
-        when = f" in {pause:g} s" if pause else ""
-        self._say(f"{fault.what}; starting again{when} ({self._restarts.count} of {limit})")
         time.sleep(pause)
 
     def _begin(self) -> TriptychError | None:

@@ -31,8 +31,10 @@ WATCH_S = 0.25
 """Between two looks at a server that runs."""
 KILL_AFTER_S = 10.0
 """Past tritonserver's own timeout, before it is killed."""
-LAST_WORDS_S = 2.0
-"""For the log to say why a process ended."""
+REASON_S = 2.0
+"""For the log to say why a model does not load."""
+LAST_WORDS_S = 0.5
+"""For the log of a tritonserver that has ended; its stubs keep the pipe open a while longer."""
 
 
 class Server:
@@ -131,6 +133,7 @@ class Server:
                 VARIABLE: str(self._pulses.writer),
             },
             self._shm_prefix,
+            options.exit_timeout_s + KILL_AFTER_S,
             self._feed,
             inherited=[self._pulses.writer],
         )
@@ -155,7 +158,7 @@ class Server:
         while not self._answers(limit):
             if self.log.failure is not None:
                 raise self.log.failure
-            self._check(vitals.check_alive, LAST_WORDS_S)
+            self._check(vitals.check_alive, REASON_S)
             if time.monotonic() > deadline:
                 loading = ", ".join(self.log.loading) or "none"
                 raise Unavailable(f"not ready after {limit:g} s; still loading: {loading}")
@@ -198,8 +201,7 @@ class Server:
             if self._clean is None:
                 if self._api is not None:
                     self._api.close()  # tritonserver would wait for the end of its connection
-                grace_s = self.options.exit_timeout_s + KILL_AFTER_S
-                self._clean = self._process is None or self._process.stop(grace_s)
+                self._clean = self._process is None or self._process.stop()
                 for resource in (self._log_file, self._pulses):
                     if resource is not None:
                         resource.close()

@@ -11,8 +11,8 @@ from triptych import processes
 from triptych.errors import Unavailable
 from triptych.pulse import Beat
 
-HANG_S = 1.2
-"""Seconds of silence after which a process that does nothing hangs; it owes a beat each 0.4."""
+HANG_S = 0.9
+"""Seconds of silence after which a process that does nothing hangs; it owes a beat each 0.3."""
 BUSY_S = 30.0
 """Seconds of silence after which it hangs though it does something: a machine may be overloaded,
 and a process starved by others, but not for so long."""
