@@ -26,6 +26,7 @@ from triptych import contract
 from triptych.contract import Again, Item, Ticket
 from triptych.encode import lookup
 from triptych.errors import ConfigurationError, InvalidValue, LeaseLost, TriptychError
+from triptych.pulse import Pulse
 from triptych.remote import Kept, Pool
 from triptych.remote.call import Answer, Call
 from triptych.remote.kept import Sent
@@ -33,7 +34,9 @@ from triptych.remote.tickets import join, merge
 from triptych.settings import RemoteEncoderSettings
 from triptych.stages import backend
 from triptych.stages.encoder_inputs import read_items, read_pixels
+from triptych.stages.ended import Ended
 from triptych.stages.remote_encoder_metrics import Metrics
+from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.remote_encoder")
 
@@ -68,6 +71,7 @@ class RemoteEncoderModel:
         backend.configure_logging()
         settings = backend.model_settings(RemoteEncoderSettings, args)
         backend.configure_logging(settings.log_level)
+        self._pulse = Pulse(args["model_instance_name"])
         self._name = args["model_name"]
         self._kept = Kept(settings.encode_again_mb << 20)
         self._answering: set[Future[None]] = set()
@@ -76,10 +80,12 @@ class RemoteEncoderModel:
             target=self._loop.run_forever, name="triptych-remote", daemon=True
         )
         self._thread.start()
+        self._pulse.follow(self._loop)
+        self._telemetry = Telemetry("encoder", settings, args)
         try:
             self._pool = self._call(self._start(settings))
         except BaseException:
-            self._end_loop()
+            self._end()
             raise
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -101,7 +107,7 @@ class RemoteEncoderModel:
         if hasattr(self, "_pool") and not self._loop.is_closed():
             wait([*self._answering], DRAIN_S)
             self._call(self._stop())
-            self._end_loop()
+            self._end()
 
     def _read(self, request: Any, inline: bool) -> Work:
         """The request's items, each with its pixels, which it brings or has brought before.
@@ -141,6 +147,7 @@ class RemoteEncoderModel:
                 raise work
             response = self._response(work, await self._pool.encode(work.calls, work.avoid))
         except Exception as error:
+            self._telemetry.ended(Ended.by(error, request_id))
             response = backend.error_response(error, request_id)
         try:
             sender.send(response, flags=backend.FINAL)
@@ -192,10 +199,11 @@ class RemoteEncoderModel:
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def _end_loop(self) -> None:
+    def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._telemetry.stop()
 
 
 def pixels(item: Item, media: memoryview) -> memoryview:
