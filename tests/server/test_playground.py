@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,6 @@ from browser import WAIT_MS, chromium, watched
 from pictures import encoded, noise
 from triptych.gateway import Gateway, GatewayOptions
 from triptych.gateway.keys import ApiKeys
-from triptych.gateway.routes import playground
 from triptych.server import Server
 
 pytestmark = pytest.mark.server
@@ -107,8 +105,7 @@ def test_a_picture_is_asked_about_and_the_answer_is_measured(page: Page, picture
         expect(answer).to_contain_text(re.compile(r"image 0: \d+×\d+ \w+, crc32"))
         expect(answer).to_contain_text("What is in it?")  # said back, and shown bold
         expect(answer.locator("strong").first).to_have_text("in")
-        for fact in (r"First token\d", r"Speed[\d.]+ tokens/s", r"Tokens\d+ in, \d+ out"):
-            expect(answer).to_contain_text(re.compile(fact))
+        expect(answer).to_contain_text(re.compile(r"First token\d.*Tokens\d+ in, \d+ out"))
         strip = answer.get_by_role("img", name=re.compile("preprocess .* encode .* decode"))
         expect(strip).to_be_visible()
         expect(page.get_by_role("list", name="Attached")).to_be_empty()
@@ -151,7 +148,7 @@ def test_a_new_chat_ends_the_answer_and_forgets(slow_page: Page) -> None:
     expect(answers(slow_page)).to_have_count(0)
     expect(slow_page.get_by_role("button", name="Send")).to_be_visible()
     ask(slow_page, "Short")
-    expect(answers(slow_page)).to_contain_text("First token")
+    expect(answers(slow_page)).to_contain_text(re.compile(r"Speed[\d.]+ tokens/s"))
     assert "word3" not in answers(slow_page).inner_text()
 
 
@@ -329,56 +326,3 @@ def contrast(page: Page, selector: str) -> float:
     """https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio."""
     dark, light = sorted(luminance(colour) for colour in colours(page, selector))
     return (light + 0.05) / (dark + 0.05)
-
-
-# What it may do.
-
-
-class Inline(HTMLParser):
-    """Finds what a strict policy would block, and what is not from here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        names = dict(attributes)
-        bad = [name for name in names if name == "style" or name.startswith("on")]
-        if tag == "style" or (tag == "script" and "src" not in names):
-            bad.append(tag)
-        bad += [url for name in ("src", "href") if (url := names.get(name) or "").count("//")]
-        self.found += bad
-
-
-def test_nothing_is_inline_or_from_elsewhere() -> None:
-    reader = Inline()
-    reader.feed((playground.FILES / "index.html").read_text())
-    assert reader.found == []
-    for file in playground.FILES.iterdir():
-        outside = set(re.findall(r"https?://[^\s\"')]+", file.read_text()))
-        assert outside <= {"http://www.w3.org/2000/svg"}, file.name
-
-
-def test_the_policy_goes_with_every_file(gateway: Gateway) -> None:
-    with httpx.Client(base_url=gateway.url, trust_env=False) as http:
-        for file in playground.FILES.iterdir():
-            answer = http.get(f"/playground/{file.name}")
-            assert answer.content == file.read_bytes()
-            policy = answer.headers["content-security-policy"]
-            assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
-            assert "unsafe" not in policy
-            assert answer.headers["x-content-type-options"] == "nosniff"
-            tag = {"if-none-match": answer.headers["etag"]}
-            assert http.get(f"/playground/{file.name}", headers=tag).status_code == 304
-        assert http.get("/").headers["location"] == "/playground/"
-        for name in ("nothing.js", "..%2f__init__.py", "%2e%2e/app.py"):
-            assert http.get(f"/playground/{name}").status_code == 404
-
-
-def test_it_can_be_left_out() -> None:
-    with (
-        Gateway(GatewayOptions(port=0, playground=False)) as gateway,
-        httpx.Client(base_url=gateway.url, trust_env=False) as http,
-    ):
-        for path in ("/", "/playground", "/playground/", "/playground/app.js"):
-            assert http.get(path).status_code == 404

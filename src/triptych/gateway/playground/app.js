@@ -78,7 +78,7 @@ function showAttached() {
         question.focus();
       };
       const button = make("button", { type: "button", "aria-label": `Remove ${file.name}`, onclick: remove }, "×");
-      return make("li", {}, preview(file, kindOf(file)), make("span", {}, file.name), button);
+      return make("li", {}, preview(file, kindOf(file), { still: true }), make("span", {}, file.name), button);
     }),
   );
 }

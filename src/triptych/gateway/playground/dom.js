@@ -20,11 +20,10 @@ export function make(tag, properties = {}, ...children) {
 export const byId = (id) => document.getElementById(id);
 
 /** The file as it can be seen or heard; its memory is let go with `release`. */
-export function preview(file, kind) {
+export function preview(file, kind, { still = false } = {}) {
   const url = URL.createObjectURL(file);
   if (kind === "image") return make("img", { src: url, alt: file.name });
-  if (kind === "video") return make("video", { src: url, controls: true, "aria-label": file.name });
-  return make("audio", { src: url, controls: true, "aria-label": file.name });
+  return make(kind, { src: url, controls: !still || kind === "audio", "aria-label": file.name });
 }
 
 /** Let go of the previews in an element that is about to leave. */
