@@ -70,7 +70,7 @@ class Loads:
 
     def _clip(self) -> dict[str, Any]:
         # Bytes after the last box make it another file of the same frames.
-        data = next(self._clips) + _free_box(next(self._numbers))
+        data = next(self._clips) + free_box(next(self._numbers))
         return _part("video", "video/mp4", data)
 
 
@@ -85,15 +85,16 @@ def photograph(size: int) -> Pixels:
     return np.clip(127.5 + whole * (50 / whole.std()), 0, 255).astype(np.uint8)
 
 
-def clip(seed: int) -> bytes:
-    """A photograph that moves, 5 s of H.264 in MP4."""
-    width, height = CLIP_SIZE
-    wide = np.roll(photograph(512), 40 * seed, axis=1)
+def clip(seed: int, size: tuple[int, int] = CLIP_SIZE, frames: int = CLIP_FRAMES) -> bytes:
+    """A photograph that moves, H.264 in MP4, ``size`` pixels wide and high."""
+    width, height = size
+    side = 1 << (max(size) - 1).bit_length()
+    wide = np.roll(photograph(side), 40 * seed, axis=1)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=CLIP_RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(CLIP_FRAMES):
+        for number in range(frames):
             frame = np.roll(wide, 3 * number, axis=1)[:height, :width]
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode())
@@ -105,6 +106,6 @@ def _part(kind: str, mime: str, data: bytes) -> dict[str, Any]:
     return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
 
-def _free_box(number: int) -> bytes:
-    """ISO/IEC 14496-12, 8.1.2: a box that readers skip."""
+def free_box(number: int) -> bytes:
+    """ISO/IEC 14496-12, 8.1.2: a box that readers skip, so a file is another with it behind."""
     return (16).to_bytes(4) + b"free" + number.to_bytes(8)

@@ -34,6 +34,8 @@ logger = logging.getLogger("triptych.media")
 
 MESSAGE_BYTES = 1 << 16
 """Of one Job or Answer; arrays and files travel beside them."""
+NICENESS = 10
+"""Decoding takes what texts and their tokens leave, as encoding on a CPU does."""
 KEPT_BYTES = 32 << 20
 """Shared memory that a worker keeps from one job to the next: fresh pages cost time."""
 
@@ -118,6 +120,7 @@ def main(descriptor: int, parent: int) -> None:
     for name in start.preload:
         __import__(name)
     sandbox.limit_memory(start.memory_bytes)
+    os.nice(NICENESS)
     channel.send(_ENCODER.encode(Ready(confined=sandbox.confine())))
     jobs, out = msgspec.msgpack.Decoder(Job), Outbox(outbox)
     while message := channel.recv(MESSAGE_BYTES):
