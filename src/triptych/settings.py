@@ -121,6 +121,9 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     max_inflight_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Tokens, of prompts and of the answers asked for, that ``decode_*`` has in hand; while there
     are more, requests are turned away. 0: no limit."""
+    chat_template: str = ""
+    """In place of the checkpoint's own template: the path of a Jinja file, or one of SGLang's
+    conversations by name, such as ``qwen2-vl``."""
     encoder_model: str = "encoder"
     """Name of the model that follows in the ensemble. It is asked which media it holds, so that
     they need not be decoded and sent; empty: it is not asked."""

@@ -117,11 +117,13 @@ def test_items_follow_the_prompt_where_the_template_moves_media(copy):
 def test_a_template_that_drops_media_is_refused(copy):
     builder = copy(
         template="{% for message in messages %}"
+        "{{ '<|image_pad|>' if message.content[0].type == 'image' }}"
         "{{ message.content if message.content is string else message.content[-1].text }}"
         "{% endfor %}"
     )
+    builder.render(request(medium(), text()))
     with pytest.raises(InvalidRequest, match="0 places for 1 media of kind image"):
-        builder.render(request(medium(), text()))
+        builder.render(request(text(), medium(), text()))
 
 
 @pytest.mark.parametrize("token", PLACEHOLDERS.values())

@@ -63,6 +63,7 @@ class PromptBuilder:
         model: Name for the answers to requests that give none.
         family: What refusals call the model.
         unserved: Why some modality is refused that a caller may expect to be taken.
+        chat_template: In place of the checkpoint's own; see `ChatTemplate`.
 
     Raises:
         ConfigurationError: The checkpoint's template, tokenizer or generation_config is broken.
@@ -77,18 +78,19 @@ class PromptBuilder:
         model: str = "",
         family: str = "the model",
         unserved: Mapping[Modality, str] = MappingProxyType({}),
+        chat_template: str = "",
     ) -> None:
         self.max_model_len = max_model_len
         self.model = model or Path(checkpoint).resolve().name
         self._placeholders = dict(placeholders)
         self._family = family
         self._unserved = unserved
-        self._template = ChatTemplate(checkpoint, placeholders)
         self._tokenizer = PromptTokenizer(checkpoint)
         self._defaults = GenerationDefaults.read(checkpoint)
         self._modality_of = {
             self._tokenizer.token_id(token): modality for modality, token in placeholders.items()
         }
+        self._template = ChatTemplate(checkpoint, placeholders, chat_template)
 
     def render(self, request: ChatRequest) -> Rendered:
         """Token ids, and the place of each medium in them.
@@ -107,7 +109,9 @@ class PromptBuilder:
             if part.modality not in self._placeholders:
                 raise UnsupportedMedium(self._why_not(part.modality), where=part.where)
         tools = () if request.tool_choice == "none" else request.tools
-        token_ids = self._tokenizer.encode(self._template.render(request.messages, tools))
+        token_ids = self._tokenizer.encode(
+            self._template.render(request.messages, tools), special=self._template.leaves_out
+        )
         rendered = Rendered(token_ids, self._locate(token_ids, media))
         self._check_length(len(token_ids), len(media))
         return rendered

@@ -19,6 +19,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from triptych.chat.conversations import CONVERSATIONS, Conversation
 from triptych.chat.messages import Message, Part, TextPart
 from triptych.chat.tool_calls import ToolCallReader
 from triptych.chat.tools import Tool, ToolCall, show_tool
@@ -35,22 +36,49 @@ class ChatTemplate:
         checkpoint: Directory in Hugging Face's layout.
         placeholders: The text that stands for one medium of each modality, for templates that
             take strings only.
+        chosen: In place of the checkpoint's own: the path of a Jinja file, or the name of one of
+            `CONVERSATIONS`.
 
     Raises:
-        ConfigurationError: There is no template, it is broken, or it takes no form of content.
+        ConfigurationError: There is no template, it is broken, it takes no form of content, or it
+            does not show the media that the model is for.
     """
 
     def __init__(
-        self, checkpoint: str | Path, placeholders: Mapping[Modality, str] | None = None
+        self,
+        checkpoint: str | Path,
+        placeholders: Mapping[Modality, str] | None = None,
+        chosen: str = "",
     ) -> None:
         root = Path(checkpoint)
-        first, *others = read_templates(root)
-        self._template = _Template(first, root, placeholders or {})
-        self._with_tools = self._template if self._template.takes_tools else None
+        placeholders = placeholders or {}
+        self._with_tools: _Template | None = None
+        if chosen in CONVERSATIONS:
+            self._template: _Template | Conversation = CONVERSATIONS[chosen]
+        else:
+            self._template = self._read(root, placeholders, chosen)
+        for modality in _needed(placeholders):
+            token = placeholders[modality]
+            if not self._template.shows(modality, token):
+                raise ConfigurationError(
+                    f"the chat template {chosen or f'of {root}'} has no placeholder for "
+                    f"{modality}s: the model has {token!r} stand for each"
+                )
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the tokens that begin every text are left to the tokenizer."""
+        return isinstance(self._template, Conversation)
+
+    def _read(self, root: Path, placeholders: Mapping[Modality, str], chosen: str) -> _Template:
+        first, *others = [read_file(chosen)] if chosen else read_templates(root)
+        template = _Template(first, root, placeholders)
+        self._with_tools = template if template.takes_tools else None
         while others and self._with_tools is None:
             with contextlib.suppress(ConfigurationError):  # it is not the one that must work
-                other = _Template(others.pop(0), root, placeholders or {})
+                other = _Template(others.pop(0), root, placeholders)
                 self._with_tools = other if other.takes_tools else None
+        return template
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The prompt's text, up to where the assistant's answer begins.
@@ -59,7 +87,7 @@ class ChatTemplate:
             InvalidRequest: The template does not take these messages, and says why.
             UnknownField: It takes no tools, and there are some, or calls of some.
         """
-        template = self._template
+        template: _Template | Conversation = self._template
         if where := _first_of_tools(messages, tools):
             if self._with_tools is None:
                 raise UnknownField(
@@ -118,6 +146,16 @@ class _Template:
             return False
         # A template for strings that concatenates writes a list out as Python shows it.
         return _PROBE in rendered and (isinstance(content, str) or repr(content) not in rendered)
+
+    def shows(self, modality: Modality, placeholder: str) -> bool:
+        """Whether a medium of that modality stands as one ``placeholder``."""
+        if not self._takes_lists:
+            return True  # it is we who write it
+        content = [{"type": modality, modality: ""}, {"type": "text", "text": _PROBE}]
+        try:
+            return self._render([{"role": "user", "content": content}]).count(placeholder) == 1
+        except Exception:
+            return False
 
     def _keeps_tools(self) -> bool:
         user = Message("user", "a")
@@ -178,6 +216,26 @@ def _first_of_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         if message.role == "tool":
             return f"messages[{index}].role"
     return ""
+
+
+def _needed(placeholders: Mapping[Modality, str]) -> Iterable[Modality]:
+    """The modalities that a template must show: pictures, or whatever else a model is for."""
+    return ["image"] if "image" in placeholders else list(placeholders)
+
+
+def read_file(path: str) -> str:
+    """The source of a template in a file of its own.
+
+    Raises:
+        ConfigurationError: There is no such file, nor a conversation of that name.
+    """
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"chat_template {path!r} is no readable file ({error}), and none of "
+            f"{', '.join(CONVERSATIONS)}"
+        ) from None
 
 
 def read_templates(checkpoint: Path) -> list[str]:

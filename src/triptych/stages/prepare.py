@@ -86,6 +86,7 @@ class Preparer:
             max_model_len=settings.max_model_len or family.context_length,
             family=family.name,
             unserved=family.unserved,
+            chat_template=settings.chat_template,
         )
 
     def begin(
