@@ -5,29 +5,35 @@ the embeddings in the arena to tensors of ours: sealing with checksums, reading,
 of the ticket between them is not: that is Triton's. A copy is numpy's, between memory that both
 sides have touched before.
 
-Through Triton: an ensemble of two models for each road, which do what encoder and decode do with
-embeddings and nothing else, from before `Publisher.publish` in the one to the tensors in the other.
+Into the engine: an ensemble for each road, of a model that only hands over and of decode with
+vLLM, whose language model is thin, so that 100 MiB of embeddings are few tokens. Counted is from
+before `Publisher.publish` in the one to where the language model reads its input, in the engine's
+process. *inline*: decode has the embeddings and sends them on; *connector*: the engine fetches.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import multiprocessing
-import sys
+import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import tritonclient.grpc as triton
 
-from benches import Row
+from benches import Row, _wide
+from benches._tell import tell
 from triptych import contract
 from triptych.contract import Ticket, TicketItem
+from triptych.handover import Publisher
 from triptych.handover.owner import NixlPublisher
 from triptych.handover.reader import NixlFetcher
 from triptych.server import Server, ServerOptions
@@ -37,8 +43,8 @@ SIZES = (1, 10, 16, 100)
 """MiB."""
 ARENA = 256 * MIB
 KEY = bytes(32)
-WIDTH = 1024
-CHECKPOINT = Path(__file__).parents[2] / "models" / "tiny-qwen2.5-vl"
+ROADS = ("tensor", "nixl", "connector")
+"""The first two are inline."""
 
 
 def run(quick: bool) -> list[Row]:
@@ -46,14 +52,22 @@ def run(quick: bool) -> list[Row]:
     torch.set_num_threads(1)
     rounds = 15 if quick else 60
     rows = _alone(rounds)
-    with _server() as server:
-        for size in SIZES:
-            roads = _through_triton(server, size, rounds)
-            _tell(f"{size} MiB through Triton", roads)
-            if size >= 10:
-                name = f"through Triton, {size} MiB: NIXL ÷ tensor"
-                pairs = zip(roads["nixl"], roads["tensor"], strict=True)
-                rows.append(Row.of(name, [nixl / tensor for nixl, tensor in pairs], 1.0))
+    with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as server:
+        for size in (1, 10, 100):
+            times = _into_the_engine(server, Path(folder), size, max(6, rounds // size))
+            _tell_engine(size, times)
+            for road in ("tensor", "nixl"):
+                pairs = zip(times["connector"], times[road], strict=True)
+                name = f"into the engine, {size} MiB: connector ÷ inline by {road}"
+                rows.append(
+                    Row.of(name, [ours.input / theirs.input for ours, theirs in pairs], 1.0)
+                )
+            if size > 1:
+                pairs = zip(times["nixl"], times["tensor"], strict=True)
+                name = f"into the engine, {size} MiB: inline by NIXL ÷ by tensor"
+                rows.append(
+                    Row.of(name, [nixl.input / tensor.input for nixl, tensor in pairs], 1.0)
+                )
     return rows
 
 
@@ -93,7 +107,7 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
 
 def _tell(what: str, times: dict[str, list[float]]) -> None:
     shown = ", ".join(f"{name} {median(spent) * 1e6:.0f} µs" for name, spent in times.items())
-    print(f"{what}: {shown}", file=sys.stderr)
+    tell(f"{what}: {shown}")
 
 
 @contextmanager
@@ -125,12 +139,67 @@ def _publish(pipe: Any) -> None:
     publisher.close()
 
 
-def produce(publisher: Any, nbytes: int) -> tuple[torch.Tensor, Ticket]:
+def produce(
+    publisher: Publisher, nbytes: int, width: int = 1024, name: str = "bench"
+) -> tuple[torch.Tensor, Ticket]:
     """What an encoder has before it publishes: one item of float32."""
     embeddings = publisher.room(nbytes)
     embeddings.fill_(1)
-    item = TicketItem("image", "bench", "float32", (nbytes // (4 * WIDTH), WIDTH), 0)
-    return embeddings, Ticket([item])
+    tokens = nbytes // (4 * width)
+    rows = next(rows for rows in range(math.isqrt(tokens), 0, -1) if tokens % rows == 0)
+    grid = (1, 2 * rows, 2 * tokens // rows)
+    return embeddings, Ticket(
+        [TicketItem("image", name, "float32", (tokens, width), 0, grid_thw=grid)]
+    )
+
+
+class Times(NamedTuple):
+    """Of one request, in seconds."""
+
+    copy: float
+    """The same bytes by numpy."""
+    input: float
+    """From the encoder's output to the engine's input."""
+    first: float
+    """From there to the first token, at the caller's."""
+
+
+def _into_the_engine(
+    server: Server, folder: Path, size: int, rounds: int
+) -> dict[str, list[Times]]:
+    times: dict[str, list[Times]] = {road: [] for road in ROADS}
+    nbytes = triton.InferInput("NBYTES", [1], "INT64")
+    nbytes.set_data_from_numpy(np.array([size * MIB]))
+    source, target = (np.ones(size * MIB, dtype=np.uint8) for _ in range(2))
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for _ in range(rounds + 3):
+            for road, spent in times.items():
+                client.async_stream_infer(f"by_{road}", [nbytes])
+                _, error = answers.get(timeout=120)
+                arrived = time.monotonic()
+                if error:
+                    raise error
+                ready, taken = (_last(folder / name) for name in ("ready", "taken"))
+                copy = _seconds(np.copyto, target, source)
+                spent.append(Times(copy, taken - ready, arrived - taken))
+        client.stop_stream()
+    return {road: spent[3:] for road, spent in times.items()}
+
+
+def _last(notes: Path) -> float:
+    return float(notes.read_text().splitlines()[-1])
+
+
+def _tell_engine(size: int, times: dict[str, list[Times]]) -> None:
+    for road, spent in times.items():
+        ratio = median(one.input / one.copy for one in spent)
+        share = median(one.input / (one.input + one.first) for one in spent)
+        tell(
+            f"{size} MiB into the engine by {road}: {median(t.input for t in spent) * 1e3:.2f} ms, "
+            f"{ratio:.2f} × a copy, {share:.0%} of the time to first token"
+        )
 
 
 MODEL = """\
@@ -138,7 +207,7 @@ import sys
 
 sys.path.insert(0, {scripts!r})
 
-from benches._handover_models import {name} as TritonPythonModel
+from benches._handover_models import {kind} as TritonPythonModel
 """
 CONFIG = """\
 name: "{name}"
@@ -146,86 +215,85 @@ backend: "python"
 max_batch_size: 0
 input [ {inputs} ]
 output [ {outputs} ]
+{more}
+parameters {{ key: "NOTES" value {{ string_value: "{notes}" }} }}
 """
 ENSEMBLE = """\
 name: "by_{road}"
 platform: "ensemble"
 max_batch_size: 0
 input [ {{ name: "NBYTES" data_type: TYPE_INT64 dims: [ 1 ] }} ]
-output [ {{ name: "SECONDS" data_type: TYPE_FP64 dims: [ 1 ] }} ]
+output [ {{ name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }} ]
 ensemble_scheduling {{ step [
   {{ model_name: "produce" model_version: -1
     input_map {{ key: "NBYTES" value: "NBYTES" }}
-    output_map {{ key: "TICKET" value: "TICKET" }}
-    output_map {{ key: "READY" value: "READY" }} {produced} }},
-  {{ model_name: "consume" model_version: -1
-    input_map {{ key: "TICKET" value: "TICKET" }}
-    input_map {{ key: "READY" value: "READY" }} {consumed}
-    output_map {{ key: "SECONDS" value: "SECONDS" }} }}
+    {produced} }},
+  {{ model_name: "decode_{ingest}" model_version: -1
+    {consumed}
+    output_map {{ key: "TEXT" value: "TEXT" }} }}
 ] }}
 """
-TENSORS = {
-    "produce": (
-        '{ name: "NBYTES" data_type: TYPE_INT64 dims: [ 1 ] }',
-        '{ name: "TICKET" data_type: TYPE_STRING dims: [ 1, 1 ] }, '
-        '{ name: "READY" data_type: TYPE_FP64 dims: [ 1 ] }, '
-        '{ name: "EMBEDDINGS" data_type: TYPE_UINT8 dims: [ 1, -1 ] }',
-    ),
-    "consume": (
-        '{ name: "TICKET" data_type: TYPE_STRING dims: [ 1, 1 ] }, '
-        '{ name: "READY" data_type: TYPE_FP64 dims: [ 1 ] }, '
-        '{ name: "EMBEDDINGS" data_type: TYPE_UINT8 dims: [ 1, -1 ] optional: true }',
-        '{ name: "SECONDS" data_type: TYPE_FP64 dims: [ 1 ] }',
-    ),
-}
+HANDED = (
+    '{ name: "PROMPT" data_type: TYPE_STRING dims: [ 1 ] }, '
+    '{ name: "TICKET" data_type: TYPE_STRING dims: [ 1, 1 ] }, '
+    '{ name: "EMBEDDINGS" data_type: TYPE_UINT8 dims: [ 1, -1 ]'
+)
 
 
 @contextmanager
-def _server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as folder:
-        repository = Path(folder)
-        for name, (inputs, outputs) in TENSORS.items():
-            (repository / name / "1").mkdir(parents=True)
-            config = CONFIG.format(name=name, inputs=inputs, outputs=outputs)
-            (repository / name / "config.pbtxt").write_text(config)
-            code = MODEL.format(scripts=str(Path(__file__).parents[1]), name=name.title())
-            (repository / name / "1" / "model.py").write_text(code)
-        for road in ("tensor", "nixl"):
-            (repository / f"by_{road}" / "1").mkdir(parents=True)
-            mapped = 'key: "EMBEDDINGS" value: "EMBEDDINGS"' if road == "tensor" else ""
-            text = ENSEMBLE.format(
-                road=road,
-                produced=f"output_map {{ {mapped} }}" if mapped else "",
-                consumed=f"input_map {{ {mapped} }}" if mapped else "",
-            )
-            (repository / f"by_{road}" / "config.pbtxt").write_text(text)
-        server = Server(
-            ServerOptions(
-                model=str(CHECKPOINT),
-                ensemble="by_tensor",
-                model_repository=folder,
-                http_port=0,
-                grpc_port=0,
-                metrics_port=0,
-                extra_args=("--load-model=by_nixl",),
-            )
+def _server(folder: Path) -> Iterator[Server]:
+    repository = folder / "models"
+    _model(repository, "produce", "Produce", folder / "ready", "")
+    for ingest in ("inline", "connector"):
+        more = (
+            "model_transaction_policy { decoupled: true }\n"
+            "instance_group [ { kind: KIND_MODEL count: 1 } ]\n"
+            f'parameters {{ key: "embedding_ingest" value {{ string_value: "{ingest}" }} }}'
         )
-        try:
-            server.start()
-            while not {"by_tensor", "by_nixl"} <= set(server.log.loaded):
-                time.sleep(0.1)
-            yield server
-        finally:
-            server.stop()
+        _model(repository, f"decode_{ingest}", "Consume", folder / "taken", more)
+    for road in ROADS:
+        mapped = ["PROMPT", "TICKET", *(["EMBEDDINGS"] if road == "tensor" else [])]
+        text = ENSEMBLE.format(
+            road=road,
+            ingest="connector" if road == "connector" else "inline",
+            produced=" ".join(f'output_map {{ key: "{name}" value: "{name}" }}' for name in mapped),
+            consumed=" ".join(f'input_map {{ key: "{name}" value: "{name}" }}' for name in mapped),
+        )
+        (repository / f"by_{road}" / "1").mkdir(parents=True)
+        (repository / f"by_{road}" / "config.pbtxt").write_text(text)
+    arguments = folder / "engine.json"
+    # Every request is new: what others left in the caches would only have to be looked through.
+    cacheless = {"enable_prefix_caching": False, "max_num_batched_tokens": _wide.TOKENS}
+    arguments.write_text(json.dumps(cacheless))
+    server = Server(
+        ServerOptions(
+            model=str(_wide.write(folder / "checkpoint")),
+            ensemble="by_tensor",
+            model_repository=str(repository),
+            settings={"engine_args": str(arguments), "handover_at_start": True},
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            extra_args=("--load-model=by_nixl", "--load-model=by_connector"),
+        )
+    )
+    try:
+        server.start()
+        while not {f"by_{road}" for road in ROADS} <= set(server.log.loaded):
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.stop()
 
 
-def _through_triton(server: Server, size: int, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {"tensor": [], "nixl": []}
-    nbytes = triton.InferInput("NBYTES", [1], "INT64")
-    nbytes.set_data_from_numpy(np.array([size * MIB]))
-    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-        for _ in range(rounds + 3):
-            for road, spent in times.items():
-                seconds = client.infer(f"by_{road}", [nbytes]).as_numpy("SECONDS")
-                spent.append(float(seconds[0]))
-    return {road: spent[3:] for road, spent in times.items()}
+def _model(repository: Path, name: str, kind: str, notes: Path, more: str) -> None:
+    inputs = '{ name: "NBYTES" data_type: TYPE_INT64 dims: [ 1 ] }'
+    outputs = f"{HANDED} }}"
+    if kind == "Consume":
+        inputs = f"{HANDED} optional: true }}"
+        outputs = '{ name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }'
+    config = CONFIG.format(name=name, inputs=inputs, outputs=outputs, more=more, notes=notes)
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(config)
+    code = MODEL.format(scripts=str(Path(__file__).parents[1]), kind=kind)
+    (repository / name / "1" / "model.py").write_text(code)
