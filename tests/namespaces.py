@@ -63,6 +63,11 @@ class Host:
         ip("link", "set", self._link, "up")
 
 
+def bridge_of(number: int) -> Path:
+    """The bridge of the run with that number, of which there may be several at a time."""
+    return Path(f"/sys/class/net/trip{number % 250}")
+
+
 @contextlib.contextmanager
 def hosts(names: Sequence[str]) -> Iterator[list[Host]]:
     """Hosts that reach each other and the test, and are gone with all that runs in them.
@@ -72,8 +77,8 @@ def hosts(names: Sequence[str]) -> Iterator[list[Host]]:
     """
     if shutil.which("ip") is None:
         raise PermissionError("there is no ip (iproute2)")
-    number = os.getpid() % 250
-    bridge = f"trip{number}"
+    number = next(one for one in range(os.getpid() % 250, 500) if not bridge_of(one).exists()) % 250
+    bridge = bridge_of(number).name
     with contextlib.ExitStack() as stack:
         ip("link", "add", "name", bridge, "type", "bridge")
         stack.callback(ip, "link", "del", bridge)
