@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triptych.stages")
 
+TURN_S = 0.0005
+"""Seconds."""
 FINAL = 1
 """``TRITONSERVER_RESPONSE_COMPLETE_FINAL``, which pb_utils has only in a running stub."""
 
@@ -50,6 +52,15 @@ def configure_logging(level: str = "info") -> None:
         )
         root.addHandler(handler)
         root.propagate = False
+
+
+def take_turns() -> None:
+    """Let a thread of this process that wants to run wait `TURN_S` for Python's lock, and no more.
+
+    For stages in which one thread works in the background while others answer: Python's 5 ms are
+    longer than all that a request of text alone takes there.
+    """
+    sys.setswitchinterval(TURN_S)
 
 
 def model_settings(

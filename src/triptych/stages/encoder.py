@@ -44,6 +44,7 @@ class EncoderModel:
             ConfigurationError: A setting or the checkpoint is wrong; Triton does not start.
         """
         backend.configure_logging()
+        backend.take_turns()
         settings = backend.model_settings(EncoderSettings, args)
         self._pulse = Pulse(args["model_instance_name"])
         if settings.encoder_threads:

@@ -64,6 +64,7 @@ class PreprocessModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the checkpoint's template and tokenizer, and start the two threads."""
         backend.configure_logging()
+        backend.take_turns()
         settings = backend.model_settings(PreprocessSettings, args)
         backend.configure_logging(settings.log_level)
         self._pulse = Pulse(args["model_instance_name"])
