@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from gateways import HELLO, LONG, MODEL, before
+from gateways import HELLO, LONG, MODEL, before, picture, text
 from triptych.gateway import Gateway
 from triptych.server import Server
 from triptych_client import Client
@@ -47,8 +47,9 @@ def seen(gateway: Gateway, name: str) -> float:
 
 def left(gateway: Gateway) -> float:
     """How many callers went away."""
-    route = 'route="/v1/chat/completions",status="499"'
-    return seen(gateway, f"triptych_gateway_requests_total{{{route}}}")
+    routes = ("/v1/chat/completions", "/v1/completions")
+    labels = [f'route="{route}",status="499"' for route in routes]
+    return sum(seen(gateway, f"triptych_gateway_requests_total{{{each}}}") for each in labels)
 
 
 def assert_the_engine_is_free(gateway: Gateway) -> None:
@@ -89,15 +90,24 @@ def test_leaving_at_any_point_ends_every_generation(slow: Gateway) -> None:
     """Two hundred come and go: in the request, before the first byte, in the answer."""
     dice = random.Random(0)
 
+    def request(number: int) -> bytes:
+        """A chat about text or a picture, or a prompt to go on with; every other one streamed."""
+        path, content = b"/v1/chat/completions", [text(LONG)]
+        asked: dict = {"messages": [{"role": "user", "content": content}]}
+        if number % 4 == 1:
+            content.insert(0, picture(seed=number))
+        elif number % 4 == 3:
+            path, asked = b"/v1/completions", {"prompt": LONG, "n": 2}
+        asked |= {"model": MODEL, "stream": number % 8 < 4, "max_tokens": 1000}
+        body = json.dumps(asked).encode()
+        return (
+            b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (path, len(body), body)
+        )
+
     async def visit(number: int) -> bool:
         _, writer = await asyncio.open_connection("127.0.0.1", slow.port)
-        messages = [{"role": "user", "content": LONG}]
-        options = {"stream": number % 2 == 0, "max_tokens": 1000}
-        body = json.dumps({"model": MODEL, "messages": messages, **options}).encode()
-        whole = (
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        whole = request(number)
         cut = dice.randrange(len(whole)) if number % 5 == 0 else len(whole)
         writer.write(whole[:cut])
         await writer.drain()
