@@ -76,6 +76,13 @@ def left(child: pexpect.spawn) -> int | None:
     return child.exitstatus
 
 
+def leave(child: pexpect.spawn) -> None:
+    """Ctrl-D, which ends the session well."""
+    child.expect(PROMPT)
+    child.sendeof()
+    assert left(child) == 0
+
+
 def plain(text: str) -> str:
     return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
 
@@ -92,8 +99,7 @@ def test_a_conversation_with_a_picture(slow_server: Server, here: Path) -> None:
         child.expect("What is")
         child.expect("And now")
         child.expect("1 of 1 media cached")
-        child.sendeof()
-        assert left(child) == 0
+        leave(child)
 
 
 def test_ctrl_c_stops_the_answer_alone(slow_server: Server, here: Path) -> None:
@@ -112,7 +118,7 @@ def test_ctrl_c_stops_the_answer_alone(slow_server: Server, here: Path) -> None:
         ask(child, "/exit")
         assert left(child) == 0
     _, answer = json.loads((here / "said.json").read_text())
-    assert "word7 " in answer["content"]
+    assert "word7" in answer["content"]
     assert "word399" not in answer["content"]
 
 
@@ -147,8 +153,7 @@ def test_commands(slow_server: Server, here: Path) -> None:
         child.expect("Alt-Enter")
         for name in ("/image", "/video", "/audio", "/undo", "/clear", "/save", "/exit"):
             assert name in plain(child.before)
-        child.sendeof()
-        assert left(child) == 0
+        leave(child)
     question, answer = json.loads((here / "said.json").read_text())
     assert [part["type"] for part in question["content"]] == ["image_url", "text"]
     assert question["content"][1]["text"] == "One?"
@@ -170,9 +175,7 @@ def test_questions_are_kept_for_the_next_session(slow_server: Server, here: Path
     with terminal(slow_server, here) as child:
         ask(child, "a rare word")
         child.expect("time to first token")
-        child.expect(PROMPT)
-        child.sendeof()
-        assert left(child) == 0
+        leave(child)
     with terminal(slow_server, here) as child:
         child.expect(PROMPT)
         child.send("\x1b[A")
@@ -186,8 +189,10 @@ def test_tab_completes_commands_and_paths(slow_server: Server, here: Path) -> No
     (here / "folder" / "b.png").write_bytes(encoded(noise(8, 8), "png"))
     with terminal(slow_server, here) as child:
         child.expect(PROMPT)
-        child.send("/im\t")
-        child.expect("/image")
+        child.send("/im")
+        child.expect("im")
+        child.send("\t")
+        child.expect("age")
         child.send("fol\t")
         child.expect("der")
         child.send("/b\t")

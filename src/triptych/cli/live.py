@@ -10,7 +10,6 @@ import contextlib
 import sys
 import termios
 from collections.abc import Iterator
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
@@ -52,19 +51,14 @@ class LiveAnswer:
 
     def __enter__(self) -> LiveAnswer:
         self._quiet.enter_context(no_echo())
-        self._live.__enter__()
+        self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         rest = self.text[self._printed :]
         self._live.transient = not rest.strip()
         self._live.update(_render(rest))
-        self._live.__exit__(kind, error, trace)
+        self._live.stop()
         self._quiet.close()
 
 
