@@ -90,9 +90,11 @@ def hosts(names: Sequence[str]) -> Iterator[list[Host]]:
             address = f"{SUBNET.format(number)}.{place}"
             ip("netns", "add", namespace)
             stack.callback(ip, "netns", "del", namespace)
+            ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+            # With the namespace it would go too, but not before its last sockets have timed out.
+            stack.callback(ip, "link", "del", link)
             host = Host(namespace, link, address)
             stack.callback(host.kill)
-            ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
             ip("link", "set", link, "master", bridge, "up")
             ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
             ip("-n", namespace, "link", "set", "eth0", "up")
