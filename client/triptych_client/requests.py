@@ -33,6 +33,8 @@ class StreamOptions(TypedDict, total=False):
 
     include_usage: bool
     """True unless given: the last chunk tells the usage."""
+    usage_with_finish: bool
+    """The chunk with the finish reason tells it, which saves one."""
 
 
 class Sampling(TypedDict, total=False):

@@ -16,6 +16,7 @@ from triptych.chat.request import UNSERVED
 from triptych.contract import Modality
 from triptych.engines.base import Engine
 from triptych.engines.sampling import FIELDS, UNDECLARED
+from triptych.engines.sglang import SglangEngine
 from triptych.engines.trtllm import TrtllmEngine
 from triptych.engines.vllm import VllmEngine
 from triptych.families import FAMILIES, Family
@@ -24,7 +25,7 @@ Form = Literal["url", "data", "file", "embeddings"]
 """``url``: http and https; ``data``: data URI; ``file``: file URL, where a directory is allowed;
 ``embeddings``: precomputed ones, by any of the three."""
 
-ENGINES: tuple[type[Engine], ...] = (VllmEngine, TrtllmEngine)
+ENGINES: tuple[type[Engine], ...] = (VllmEngine, SglangEngine, TrtllmEngine)
 """All but ``echo``, which serves whatever a family does and has no model."""
 
 Row = tuple[str, ...]

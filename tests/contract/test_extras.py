@@ -99,6 +99,7 @@ def test_the_stages_bring_it() -> None:
         ),
         ("", "from triptych.cli import main\nassert main(['chat', '--help']) == 0\n"),
         ("", "from triptych.cli import main\nassert main(['gateway']) == 2\n"),
+        ("", "from triptych.cli import main\nassert main(['matrix']) == 0\n"),
         (
             "",
             "from triptych_client import Client, Unavailable, image, user\n"
@@ -106,7 +107,7 @@ def test_the_stages_bring_it() -> None:
             "    assert not client.ready()\n",
         ),
     ],
-    ids=["gateway", "gateway's command", "chat's command", "no gateway", "library"],
+    ids=["gateway", "gateway's command", "chat's command", "no gateway", "matrix", "library"],
 )
 def test_a_part_runs_with_what_it_brings(extra: str, program: str) -> None:
     """Every other package is hidden from it."""

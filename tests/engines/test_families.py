@@ -1,4 +1,4 @@
-"""Each family through its tower and vLLM: greedy float32 tokens are those of Hugging Face.
+"""Each family through its tower and engines: greedy float32 tokens are those of Hugging Face.
 
 Media go the whole way from arrays: plan, encoder, ticket, engine. The checkpoints have random
 weights, and another medium makes other tokens. vLLM with a tower of its own, given the media
@@ -24,13 +24,13 @@ from by_ticket import INGESTS, vllm
 from checkpoints import tiny_llava, tiny_llava_next_video, tiny_qwen2_audio
 from generations import collect, said, whole
 from raw_vllm import Raw, RawVllm
+from sglang_engine import sglang
 from triptych import families
 from triptych.chat.prompt import MediumSize, PromptBuilder
 from triptych.chat.request import parse
 from triptych.contract import Item, Prompt, Ticket
 from triptych.encode import Encoder
-from triptych.engines.base import Media
-from triptych.engines.vllm import VllmEngine
+from triptych.engines.base import Engine, Media
 from triptych.errors import InvalidValue
 from triptych.media.image import fit
 from triptych.settings import EncoderSettings
@@ -240,13 +240,17 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return KINDS[request.param](tmp_path_factory.mktemp("family") / request.param)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=INGESTS)
-async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[VllmEngine]:
-    """Both ways for embeddings into the engine."""
-    if request.param == "connector" and kind.family.engine_encodes:
-        pytest.skip(f"vLLM takes pixels of {kind.family.name}, which no ticket has")
-    async with vllm(kind.family, request.param) as engine:
-        yield engine
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*INGESTS, "sglang"])
+async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """Both ways for embeddings into vLLM, and SGLang."""
+    if request.param != "inline" and kind.family.engine_encodes:
+        pytest.skip(f"{kind.family.name} goes into an engine as pixels, which vLLM alone takes")
+    if request.param == "sglang":
+        async with sglang(kind.family) as engine:
+            yield engine
+    else:
+        async with vllm(kind.family, request.param) as engine:
+            yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -257,7 +261,7 @@ async def raw_vllm(kind: Kind) -> AsyncIterator[RawVllm]:
     await engine.stop()
 
 
-async def test_greedy_tokens_are_those_of_hugging_face(engine: VllmEngine, kind: Kind) -> None:
+async def test_greedy_tokens_are_those_of_hugging_face(engine: Engine, kind: Kind) -> None:
     """One after another, then all at once from one batch of the encoder."""
     requests = [kind.request(seeds) for seeds in kind.seeds]
     expected = [kind.expected(prompt, media) for prompt, media in requests]
@@ -284,14 +288,14 @@ async def test_vllm_draws_the_same_from_the_media_themselves(raw_vllm: RawVllm, 
     assert answers == expected
 
 
-async def test_the_prompt_is_counted_with_every_place(engine: VllmEngine, kind: Kind) -> None:
+async def test_the_prompt_is_counted_with_every_place(engine: Engine, kind: Kind) -> None:
     prompt, media = kind.request(kind.seeds[1])
     deltas = await collect(engine, prompt, *kind.encode(media))
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.prompt_tokens == len(prompt.expanded()) == prompt.length
 
 
-async def test_what_the_engine_must_not_see_leaves_it_alive(engine: VllmEngine, kind: Kind) -> None:
+async def test_what_the_engine_must_not_see_leaves_it_alive(engine: Engine, kind: Kind) -> None:
     prompt, media = kind.request(kind.seeds[1])
     ((item, tensor),) = kind.encode(media)[0]
     narrow = msgspec.structs.replace(item, shape=(item.shape[0], item.shape[1] - 1))

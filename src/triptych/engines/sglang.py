@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 import psutil
-from tokenizers import Tokenizer
 
 from triptych.contract import KV_TRANSFER, DType, Modality, Prompt, Sampling, TicketItem
 from triptych.engines.arguments import read_arguments
@@ -59,6 +58,7 @@ from triptych.families.base import Family
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
 
 GRACE_S = 5.0
 """Seconds that the process has to end in, before it is killed."""
@@ -100,10 +100,10 @@ class SglangEngine(Engine):
 
     @classmethod
     def refuses(cls, family: type[Family], modality: Modality) -> str:
-        """SGLang takes embeddings with a grid; its LLaVA does not load Hugging Face's weights."""
-        if family.name.startswith("Qwen") and modality != "audio":
-            return ""
-        return f"SGLang takes no embeddings of {family.name}"
+        """SGLang is given embeddings alone, and there are none of what an engine encodes itself."""
+        if modality in family.engine_encodes:
+            return f"SGLang takes no embeddings of {family.name}"
+        return ""
 
     @property
     def context_length(self) -> int:
@@ -117,6 +117,8 @@ class SglangEngine(Engine):
 
     async def start(self) -> None:
         """Start the process, and wait until SGLang has loaded the model in it."""
+        from tokenizers import Tokenizer
+
         read_arguments(self.settings.engine_args)  # to say at once that it cannot be read
         ours, theirs = socket.socketpair()
         with theirs:
@@ -232,7 +234,6 @@ class SglangEngine(Engine):
         prompt = generation.prompt
         media, tensors = [], []
         for modality, values in inputs.items():
-            assert isinstance(values, Mapping)
             of_it = [item for item in items if item.modality == modality]
             found, tensor = self._embeddings(of_it, values)
             media.append(found)
@@ -254,13 +255,17 @@ class SglangEngine(Engine):
         return asked, tensors
 
     def _embeddings(
-        self, items: Sequence[TicketItem], values: Mapping[str, Any]
+        self,
+        items: Sequence[TicketItem],
+        values: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
     ) -> tuple[Embeddings, torch.Tensor]:
         """The items of one modality."""
         import torch
 
         modality = items[0].modality
         name = f"{modality}_embeds"
+        if not isinstance(values, Mapping):
+            values = {name: values[0] if len(values) == 1 else torch.cat(list(values))}
         tensor = values[name].to("cpu", getattr(torch, self._dtype))
         fields = {key: value.tolist() for key, value in values.items() if key != name}
         spec = TensorSpec(self._dtype, tuple(tensor.shape))

@@ -55,6 +55,8 @@ _PR_SET_PDEATHSIG = 1
 _ENVIRONMENT = {
     "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",  # before temperature, as everywhere else
     "SGLANG_SANITIZE_NAN_LOGITS": "1",  # drawing from NaN would end SGLang
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "triptych.engines.sglang_models",
+    "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "triptych.engines.sglang_processors",
     sglang_plugin.OURS: "1",
 }
 
