@@ -66,7 +66,8 @@ CASES: dict[str, tuple[Any, str, str, str]] = {
         "smell",
     ),
     "unknown field": (asking(temprature=0), "unknown_field", "temprature", ""),
-    "unserved field": (asking(tools=[]), "unknown_field", "tools", ""),
+    "unserved field": (asking(logit_bias={}), "unknown_field", "logit_bias", ""),
+    "no tools in the list": (asking(tools=[]), "invalid_value", "tools", ""),
     "max_tokens 0": (asking(max_tokens=0), "invalid_value", "max_tokens", "0"),
     "max_tokens -1": (asking(max_tokens=-1), "invalid_value", "max_tokens", "-1"),
     "max_tokens of a wrong type": (

@@ -126,6 +126,10 @@ def test_concurrent_requests_share_passes_and_keep_apart(client, server, encoder
     more_requests, more_executions = statistics(client)
     assert more_requests - requests == 32
     assert more_executions - executions < 32
+    deadline = time.monotonic() + 10  # the counters are told after the answers
+    while metric(server, "triptych_encoder_batch_items_sum") - encoded < 32:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert metric(server, "triptych_encoder_batch_items_sum") - encoded == 32
     assert metric(server, "triptych_encoder_batch_items_count") - passes < 32
 
