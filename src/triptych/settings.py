@@ -118,6 +118,9 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     max_inflight_requests: Annotated[int, msgspec.Meta(ge=0)] = 1024
     """Requests that the server has in hand, over all its stages; more are turned away before
     anything is done for them. 0: no limit."""
+    max_inflight_media: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Requests with media among those; more of them are turned away, so that there is room for
+    text. 0: three quarters of ``max_inflight_requests``."""
     max_inflight_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Tokens, of prompts and of the answers asked for, that ``decode_*`` has in hand; while there
     are more, requests are turned away. 0: no limit."""

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from conftest import ServerFactory
+from media_server import Request, serving
 from triptych.server import Server
-from triptych_client import Answer, AsyncClient, Overloaded, TriptychClientError
+from triptych_client import Answer, AsyncClient, Overloaded, TriptychClientError, image, user
 
 pytestmark = pytest.mark.server
 
@@ -22,7 +23,11 @@ LONG = " ".join(f"word{number}" for number in range(40))
 def small_server(start_server: ServerFactory) -> Server:
     """Has four requests in hand at most, and takes two seconds for a long answer."""
     return start_server(
-        "echo", echo_token_delay_s=0.05, max_num_seqs=LIMIT, max_inflight_requests=LIMIT
+        "echo",
+        echo_token_delay_s=0.05,
+        max_num_seqs=LIMIT,
+        max_inflight_requests=LIMIT,
+        allow_private_media_hosts=("127.0.0.1",),
     )
 
 
@@ -46,3 +51,28 @@ async def test_what_is_too_much_is_refused_before_any_work(small_server: Server)
             assert f"the limit is {LIMIT}" in str(error)
         after = await client.chat("a", model=MODEL, stream=False)
         assert after.text
+
+
+async def test_media_leave_room_for_text(small_server: Server) -> None:
+    arrived = asyncio.Queue[None]()
+
+    async def silence(request: Request) -> None:
+        arrived.put_nowait(None)
+        await asyncio.sleep(3600)
+
+    async with serving() as media, AsyncClient(f"localhost:{small_server.grpc_port}") as client:
+
+        async def ask(number: int) -> Answer:
+            media.routes[f"/{number}"] = silence
+            slow = image(f"http://127.0.0.1:{media.port}/{number}")
+            return await client.chat([user(slow)], model=MODEL, stream=False)
+
+        loading = [asyncio.create_task(ask(number)) for number in range(3)]
+        for _ in loading:
+            await arrived.get()
+        with pytest.raises(Overloaded, match="3 requests with media in hand, the limit is 3"):
+            await ask(3)
+        assert (await client.chat("a", model=MODEL, stream=False)).text
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)

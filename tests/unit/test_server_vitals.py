@@ -15,7 +15,7 @@ from replies import until
 from triptych import processes
 from triptych.errors import Unavailable
 from triptych.pulse import Beat
-from triptych.server.vitals import AWAY_S, BUSY_S, HANG_S, Vitals
+from triptych.server.vitals import AWAY_S, BUSY_S, HANG_S, SURE, Vitals
 
 STEP_S = AWAY_S / 2
 
@@ -127,7 +127,14 @@ def test_a_silent_stub_that_does_nothing_hangs(
     look_for(world, vitals, HANG_S - 2 * STEP_S, beats=False)
     how = "is stopped" if number == signal.SIGSTOP else "hangs"
     with pytest.raises(Unavailable, match=f"encoder_0_0 {how}: no sign of life"):
-        look_for(world, vitals, 2 * STEP_S, beats=False)
+        look_for(world, vitals, (1 + SURE) * STEP_S, beats=False)
+
+
+def test_a_silent_stub_is_seen_idle_more_than_once(world: World, vitals: Vitals) -> None:
+    """Who is starved, beats when its turn comes, and is idle in between."""
+    for _ in range(10):
+        look_for(world, vitals, (SURE - 1) * STEP_S, beats=False)
+        world.beat()
 
 
 @busy
@@ -141,7 +148,7 @@ def test_a_tritonserver_that_does_not_answer_hangs(world: World, vitals: Vitals)
     world.answers = False
     look_for(world, vitals, HANG_S - 2 * STEP_S)
     with pytest.raises(Unavailable, match="tritonserver hangs"):
-        look_for(world, vitals, 2 * STEP_S)
+        look_for(world, vitals, (1 + SURE) * STEP_S)
 
 
 def test_no_verdict_is_given_on_a_time_when_nobody_looked(world: World, vitals: Vitals) -> None:

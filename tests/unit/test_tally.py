@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from triptych.stages.tally import Tally
 one = Tally(Path(sys.argv[1]), "decode_x_0_0")
-one.add(3, 700)
-one.add(-1, -200)
+one.add(3, 700, 2)
+one.add(-1, -200, -1)
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -39,7 +39,7 @@ def seen(tallies: Tallies, wanted: tuple[int, int]) -> Callable[[], bool]:
 
 def test_all_processes_count_and_a_killed_one_no_more(folder: Path) -> None:
     own, tallies = Tally(folder, "preprocess_0_0"), Tallies(folder)
-    own.add(1, 0)
+    own.add(1, 0, 1)
     with subprocess.Popen(
         [sys.executable, "-c", OTHER, str(folder)],
         stdin=subprocess.PIPE,
@@ -48,8 +48,10 @@ def test_all_processes_count_and_a_killed_one_no_more(folder: Path) -> None:
         assert other.stdout is not None
         other.stdout.readline()
         assert tallies.total() == (3, 500)
+        assert tallies.with_media() == 2
         other.kill()
     until(seen(tallies, (1, 0)))
+    assert tallies.with_media() == 1
     own.close()
     assert tallies.total() == (0, 0)
 

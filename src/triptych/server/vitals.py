@@ -13,6 +13,8 @@ from triptych.pulse import Beat
 
 HANG_S = 0.9
 """Seconds of silence after which a process that does nothing hangs; it owes a beat each 0.3."""
+SURE = 3
+"""Looks in a row that must find it idle: one that others starve is so only for a moment."""
 BUSY_S = 30.0
 """Seconds of silence after which it hangs though it does something: a machine may be overloaded,
 and a process starved by others, but not for so long."""
@@ -68,6 +70,8 @@ class Vitals:
         self._api = api
         self._clock = clock
         self._stubs: dict[int, _Stub] = {}
+        self._idle: dict[int, int] = {}
+        """By process: looks in a row that found it silent and idle."""
         self._answered = self._looked = clock()
         self._killed = processes.killed_for_memory()
 
@@ -137,11 +141,11 @@ class Vitals:
             return True
         return not self._api.serves(model)
 
-    @staticmethod
-    def _judge(pid: int, name: str, silent_s: float) -> None:
-        if silent_s <= HANG_S:
-            return
-        state = processes.doing(pid)
+    def _judge(self, pid: int, name: str, silent_s: float) -> None:
+        state = processes.doing(pid) if silent_s > HANG_S else "gone"
+        self._idle[pid] = self._idle.get(pid, 0) + 1 if state == "idle" else 0
         if state == "gone" or (state == "busy" and silent_s <= BUSY_S):
+            return
+        if state == "idle" and self._idle[pid] < SURE:
             return
         raise Unavailable(f"{name} {_STATES[state]}: no sign of life for {silent_s:.1f} s")

@@ -157,7 +157,7 @@ class TritonReply:
     def __init__(self, request: Any, telemetry: Telemetry, tally: Tally) -> None:
         self._telemetry = telemetry
         self._tally = tally
-        self._counted = 0
+        self._counted = (0, 0, 0)
         self._sender = request.get_response_sender()
         self._request_id: str = request.request_id()
         self._wanted = frozenset(request.requested_output_names())
@@ -167,8 +167,9 @@ class TritonReply:
     def take(self, prompt: Prompt) -> None:
         """What is to be answered; from now until the last response it is in hand."""
         self.prompt = prompt
-        self._counted = prompt.length + prompt.sampling.max_tokens
-        self._tally.add(1, self._counted)
+        tokens = prompt.length + prompt.sampling.max_tokens
+        self._counted = 1, tokens, bool(prompt.items)
+        self._tally.add(*self._counted)
 
     def send(self, parcel: Parcel) -> None:
         """Send the outputs that were asked for; a stream with usage ends with one response more."""
@@ -193,9 +194,10 @@ class TritonReply:
         return bool(self._sender.is_cancelled())
 
     def _give_back(self) -> None:
-        if self._counted:
-            self._tally.add(-1, -self._counted)
-            self._counted = 0
+        requests, tokens, with_media = self._counted
+        if requests:
+            self._tally.add(-requests, -tokens, -with_media)
+            self._counted = (0, 0, 0)
 
     def _respond(self, response: Any, *, final: bool = False) -> None:
         if final:

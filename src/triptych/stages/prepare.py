@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -94,6 +94,8 @@ class Preparer:
         data: bytes,
         tensors: MediaBytes | None = None,
         arrival: Arrival | None = None,
+        *,
+        on_media: Callable[[], None] = lambda: None,
     ) -> Begun:
         """Read REQUEST, and check all of it that can be checked before its media are there.
 
@@ -101,6 +103,7 @@ class Preparer:
             data: REQUEST.
             tensors: TENSORS, of shape (bytes,); None: the request came without it.
             arrival: When it came, and how much time it has; None: now, and all.
+            on_media: Called as soon as it is known that there are some; may refuse.
 
         Raises:
             DeadlineExceeded: It has no time left.
@@ -119,6 +122,8 @@ class Preparer:
                 where="messages",
             )
         _check_places(media, tensors)
+        if media:
+            on_media()
         if self._settings.log_content:
             logger.info("request %s", shortened(data))
         rendered = self._builder.render(request)

@@ -166,7 +166,9 @@ class Admission:
         self.tally = Tally(folder, instance)
         """Requests whose media are loading here."""
         self._all = Tallies(folder)
-        self._limits = settings.max_inflight_requests, settings.max_inflight_tokens
+        self._max_requests = settings.max_inflight_requests
+        self._max_tokens = settings.max_inflight_tokens
+        self._max_with_media = settings.max_inflight_media or self._max_requests * 3 // 4
 
     def check(self) -> None:
         """Whether another request may begin.
@@ -174,13 +176,24 @@ class Admission:
         Raises:
             Overloaded: Not now.
         """
-        for have, limit, what in zip(
-            self._all.total(), self._limits, ("requests", "tokens"), strict=True
-        ):
-            if limit and have >= limit:
-                raise Overloaded(
-                    f"the server has {have} {what} in hand, the limit is {limit}; try again later"
-                )
+        requests, tokens = self._all.total()
+        _compare(requests, self._max_requests, "requests")
+        _compare(tokens, self._max_tokens, "tokens")
+
+    def check_media(self) -> None:
+        """Whether one with media may, which leave room for text.
+
+        Raises:
+            Overloaded: Not now.
+        """
+        _compare(self._all.with_media(), self._max_with_media, "requests with media")
+
+
+def _compare(have: int, limit: int, what: str) -> None:
+    if limit and have >= limit:
+        raise Overloaded(
+            f"the server has {have} {what} in hand, the limit is {limit}; try again later"
+        )
 
 
 class Courier:
@@ -256,7 +269,7 @@ class Courier:
         """Begin a job that is new, answer one that has an outcome."""
         if job.loading is not None:
             self._loading.discard(job)
-            self._admission.tally.add(-1, 0)
+            self._admission.tally.add(-1, 0, -1)
             job.outcome = _outcome(job.loading)
         elif job.outcome is None:
             self._begin(job)
@@ -266,7 +279,9 @@ class Courier:
     def _begin(self, job: _Job) -> None:
         try:
             self._admission.check()
-            begun = self._preparer.begin(job.data, job.tensors, job.arrival)
+            begun = self._preparer.begin(
+                job.data, job.tensors, job.arrival, on_media=self._admission.check_media
+            )
             job.data, job.tensors = b"", None
             if not begun.media:
                 job.outcome = self._preparer.without_media(begun)
@@ -275,7 +290,7 @@ class Courier:
             job.outcome = error
             return
         job.loading = asyncio.run_coroutine_threadsafe(self._preparer.load(begun), self._loop)
-        self._admission.tally.add(1, 0)
+        self._admission.tally.add(1, 0, 1)
         self._loading.add(job)
         job.loading.add_done_callback(lambda _: self._jobs.put(job))
 

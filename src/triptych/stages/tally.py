@@ -1,10 +1,10 @@
 """How much a server has in hand, over all its processes: what admission goes by.
 
-    preprocess 0 ─┐  requests, tokens
+    preprocess 0 ─┐  requests, tokens, requests with media
     preprocess 1 ─┼─▶ files in memory, one a process, in the server's own directory
     decode      ──┘
 
-A process writes its own two numbers, and preprocess adds everybody's up before it begins a request.
+A process writes its own numbers, and preprocess adds everybody's up before it begins a request.
 Between two processes a request is for a moment in nobody's hand; the sum is an estimate.
 """
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("triptych.stages")
 SUFFIX = ".tally"
 LOOK_S = 1.0
 """Seconds between two looks at which processes there are."""
-_BYTES = 16
+_BYTES = 24
 
 
 class Tally:
@@ -52,11 +52,12 @@ class Tally:
         else:
             self._numbers = memoryview(self._map).cast("q")
 
-    def add(self, requests: int, tokens: int) -> None:
+    def add(self, requests: int, tokens: int, with_media: int = 0) -> None:
         """Change the numbers."""
         with self._lock:
             self._numbers[0] += requests
             self._numbers[1] += tokens
+            self._numbers[2] += with_media
 
     def close(self) -> None:
         """Count no more."""
@@ -79,10 +80,17 @@ class Tallies:
 
     def total(self) -> tuple[int, int]:
         """Requests and tokens."""
+        rows = self._rows()
+        return sum(row[0] for row in rows), sum(row[1] for row in rows)
+
+    def with_media(self) -> int:
+        """Requests with media, which are among the requests."""
+        return sum(row[2] for row in self._rows())
+
+    def _rows(self) -> list[memoryview]:
         if time.monotonic() >= self._next_look:
             self._look()
-        rows = list(self._known.values())
-        return sum(row[0] for row in rows), sum(row[1] for row in rows)
+        return list(self._known.values())
 
     def _look(self) -> None:
         self._next_look = time.monotonic() + LOOK_S
