@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -94,7 +97,7 @@ def clip(
 ) -> bytes:
     """A video whose frame ``n`` is grey of value ``5 n``, with a red upper left corner."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=form) as container:
+    with _same_schedule(), av.open(buffer, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate, options=_QUIET.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = 12
@@ -109,6 +112,19 @@ def clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _same_schedule() -> Iterator[None]:
+    """Take back what SVT-AV1 does to a thread of root that encodes: it gets real-time priority.
+
+    Every process that a test starts afterwards would have it too, and no other would run.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def numbers(frames: np.ndarray) -> list[int]:
