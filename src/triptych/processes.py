@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ stopped: by a signal such as SIGSTOP.
 idle: every thread waits for something to happen.
 busy: a thread runs, or waits for a processor, a disk or a debugger."""
 
+_PREFIX = "triptych"
 _ENDED, _STOPPED, _IDLE = "ZX", "T", "SI"
 """States of proc(5), ``/proc/pid/stat``."""
 _STARTED, _EXIT_CODE = 19, 49
@@ -74,6 +76,28 @@ def started(pid: int) -> int:
     return int(fields[_STARTED])
 
 
+def owned_name() -> str:
+    """How a name begins that nothing else has, and that says whose it is.
+
+    It tells the namespace of process ids, this process in it, and when it began.
+    """
+    pid = os.getpid()
+    return f"{_PREFIX}_{_namespace()}_{pid}_{started(pid)}_{uuid.uuid4().hex[:6]}_"
+
+
+def is_orphaned(name: str) -> bool:
+    """Whether it begins as of `owned_name`, by a process that has ended; no if nobody can tell."""
+    try:
+        prefix, namespace, pid, began, _ = name.split("_", 4)
+        if prefix != _PREFIX or int(namespace) != _namespace():
+            return False
+        return is_gone(int(pid)) or started(int(pid)) != int(began)
+    except ValueError:
+        return False
+    except ProcessLookupError:  # since the line above
+        return True
+
+
 def killed_for_memory() -> int:
     """How many processes the kernel has killed for want of memory, since it was booted."""
     try:
@@ -81,6 +105,10 @@ def killed_for_memory() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _stat(path: str) -> list[str]:

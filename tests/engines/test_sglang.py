@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,8 @@ from generations import changed, collect, generation, picture, text
 from sglang_engine import Sglang, sglang
 from triptych import families
 from triptych.engines.base import Engine
-from triptych.errors import Cancelled, ConfigurationError, Unavailable
+from triptych.engines.sglang_scratch import LOADS
+from triptych.errors import Cancelled, ConfigurationError, ContextTooLong, Unavailable
 from triptych.families import Family
 from triptych.settings import DecodeSettings
 
@@ -38,6 +40,15 @@ pytestmark = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(family: Family) -> AsyncIterator[Engine]:
     async with sglang(family, max_num_seqs=SLOTS) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def small(family: Family, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    """Reads prompts by 64 tokens, and has room for a part of the model's context."""
+    file = tmp_path_factory.mktemp("small") / "engine.json"
+    file.write_text(json.dumps({"chunked_prefill_size": 64, "max_total_tokens": 2000}))
+    async with sglang(family, engine_args=str(file)) as engine:
         yield engine
 
 
@@ -64,7 +75,7 @@ async def test_a_picture_seen_before_is_known_by_its_hash(engine: Engine, family
 
 
 async def test_pictures_anywhere_in_a_prompt_that_is_read_in_chunks(
-    engine: Engine, family: Family, tmp_path: Path
+    engine: Engine, small: Engine, family: Family
 ) -> None:
     """A chunk may hold no picture, a part of one, or the ends of two."""
     pictures = [picture(family, 7, 40, 40), picture(family, 8, 8, 6)]
@@ -79,14 +90,24 @@ async def test_pictures_anywhere_in_a_prompt_that_is_read_in_chunks(
         )
     ]
     whole = [text(await collect(engine, *case)) for case in cases]
-    file = tmp_path / "engine.json"
-    file.write_text(json.dumps({"chunked_prefill_size": 64}))
-    async with sglang(family, engine_args=str(file)) as chunked:
-        alone = [text(await collect(chunked, changed(prompt), media)) for prompt, media in cases]
-        together = await asyncio.gather(
-            *(collect(chunked, changed(prompt), media) for prompt, media in cases)
-        )
+    alone = [text(await collect(small, changed(prompt), media)) for prompt, media in cases]
+    together = await asyncio.gather(
+        *(collect(small, changed(prompt), media) for prompt, media in cases)
+    )
     assert alone == [text(deltas) for deltas in together] == whole
+
+
+async def test_a_context_that_memory_has_no_room_for_is_shorter(
+    small: Engine, family: Family
+) -> None:
+    """Its longest prompt is served, and a longer one refused."""
+    length = small.context_length
+    assert 1900 < length <= 2000 < family.context_length
+    ids = words(family)
+    ids = (ids * (length // len(ids) + 1))[:length]
+    assert len(await collect(small, *generation(family, ids[1:], max_tokens=9))) == 1
+    with pytest.raises(ContextTooLong, match=str(length)):
+        await collect(small, *generation(family, ids))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -154,7 +175,7 @@ async def test_an_environment_without_sglang_is_named(family: Family) -> None:
 async def test_a_process_that_dies_is_reported_and_the_engine_can_be_stopped(
     family: Family,
 ) -> None:
-    before = children()
+    before, others = children(), temporary()
     engine = Sglang(DecodeSettings(model=str(family.checkpoint.path)), family)
     await engine.start()
     assert set(engine.pids) == children() - before
@@ -171,16 +192,20 @@ async def test_a_process_that_dies_is_reported_and_the_engine_can_be_stopped(
     await engine.stop()
     await engine.stop()
     assert not children() - before
+    assert temporary() == others
 
 
-async def test_stop_ends_what_runs_and_leaves_no_process(family: Family) -> None:
-    before = children()
+async def test_stop_ends_what_runs_and_leaves_nothing(family: Family) -> None:
+    before, others = children(), temporary()
     async with sglang(family, max_num_seqs=SLOTS) as engine:
+        [scratch] = temporary() - others
+        assert shared(engine.pids) == {scratch / LOADS}
         tasks = [asyncio.create_task(collect(engine, *long(family))) for _ in range(SLOTS + 1)]
         await asyncio.sleep(0.1)
     for end in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(end, Cancelled | Unavailable)
     assert not children() - before
+    assert temporary() == others
     with pytest.raises(Unavailable):
         await engine.health()
 
@@ -194,6 +219,19 @@ async def test_stop_ends_a_start(family: Family) -> None:
     with pytest.raises(Unavailable):
         await starting
     assert not children() - before
+
+
+def temporary() -> set[Path]:
+    """What this process has made for engines that are not stopped."""
+    found = Path(tempfile.gettempdir()).glob("triptych_*sglang")
+    return {path for path in found if f"_{os.getpid()}_" in path.name}
+
+
+def shared(pids: Sequence[int]) -> set[Path]:
+    """Shared memory that they have, and that has a name."""
+    maps = {Path(file.path) for pid in pids for file in psutil.Process(pid).memory_maps()}
+    folders = {Path("/dev/shm"), *temporary()}
+    return {path for path in maps if path.parent in folders and path.exists()}
 
 
 def children() -> set[int]:

@@ -17,12 +17,13 @@ from generations import generation, picture
 from triptych import families
 from triptych.contract import TicketItem
 from triptych.engines import sglang_wire as wire
-from triptych.engines.sglang import Generation, SglangEngine, _hash
+from triptych.engines.sglang import SglangEngine, _hash
 from triptych.engines.sglang_arguments import (
     LONGER_CONTEXT,
     check_arguments,
     find_context,
 )
+from triptych.engines.sglang_generation import Generation
 from triptych.engines.sglang_wire import Abort, Channel, Embeddings, Generate, Output, TensorSpec
 from triptych.errors import ConfigurationError
 from triptych.families import Family

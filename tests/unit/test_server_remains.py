@@ -20,8 +20,11 @@ input()
 
 @pytest.fixture
 def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(remains, "SHM", tmp_path)
-    return tmp_path
+    for name in ("SHM", "TEMPORARY"):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.setattr(remains, name, folder)
+    return tmp_path / "SHM"
 
 
 def names(folder: Path) -> set[str]:
@@ -37,10 +40,15 @@ def test_what_a_dead_supervisor_left_is_removed(shm: Path) -> None:
         (shm / theirs).touch()
         ours = remains.region_prefix() + "stub"
         (shm / ours).touch()
+        folder = remains.TEMPORARY / theirs
+        folder.mkdir()
+        (folder / "file").touch()
         assert remains.sweep() == []
         owner.kill()
-    assert remains.sweep() == [theirs]
+        os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
+        assert remains.sweep() == [theirs, theirs], "its end is not taken note of"
     assert names(shm) == {ours}
+    assert not names(remains.TEMPORARY)
 
 
 def test_another_process_with_the_same_number_is_not_the_owner(shm: Path) -> None:

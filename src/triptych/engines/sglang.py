@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import shutil
 import socket
 import sys
 import uuid
@@ -20,18 +21,11 @@ import msgspec
 import psutil
 
 from triptych.contract import KV_TRANSFER, DType, Modality, Prompt, Sampling, TicketItem
+from triptych.engines import sglang_scratch
 from triptych.engines.arguments import read_arguments
-from triptych.engines.base import (
-    Alternative,
-    Delta,
-    EmbeddingInputs,
-    Engine,
-    FinishReason,
-    Media,
-    TokenLogprob,
-    Usage,
-)
+from triptych.engines.base import Delta, EmbeddingInputs, Engine, Media
 from triptych.engines.sampling import SUPPORTED, Declaration, mapped, refused
+from triptych.engines.sglang_generation import Generation
 from triptych.engines.sglang_wire import (
     CHILD_FAILED,
     Abort,
@@ -42,11 +36,8 @@ from triptych.engines.sglang_wire import (
     Generate,
     Output,
     Ready,
-    Scored,
     TensorSpec,
 )
-from triptych.engines.stops import StopStrings
-from triptych.engines.token_bytes import token_bytes
 from triptych.errors import (
     Cancelled,
     ConfigurationError,
@@ -58,7 +49,6 @@ from triptych.families.base import Family
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
 
 GRACE_S = 5.0
 """Seconds that the process has to end in, before it is killed."""
@@ -94,6 +84,7 @@ class SglangEngine(Engine):
         self._reader: asyncio.Task[None] | None = None
         self._outage: Unavailable | None = Unavailable("the engine is not running")
         self._pids: tuple[int, ...] = ()
+        self._scratch: Path | None = None
         self._dtype: DType = "float32"
         self._live: dict[str, Generation] = {}
         """By the id that SGLang has of them."""
@@ -120,6 +111,7 @@ class SglangEngine(Engine):
         from tokenizers import Tokenizer
 
         read_arguments(self.settings.engine_args)  # to say at once that it cannot be read
+        self._scratch = sglang_scratch.make()
         ours, theirs = socket.socketpair()
         with theirs:
             self._channel = Channel(ours)
@@ -131,6 +123,7 @@ class SglangEngine(Engine):
                     "triptych.engines.sglang_process",
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
+                    env=sglang_scratch.environ(self._scratch),
                     pass_fds=[theirs.fileno()],
                 )
             except OSError as error:
@@ -190,6 +183,8 @@ class SglangEngine(Engine):
         if self._process is not None:
             await asyncio.shield(asyncio.to_thread(_end, self._pids, GRACE_S))
             await self._process.wait()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _running(self) -> Channel:
         if self._outage is not None:
@@ -270,76 +265,6 @@ class SglangEngine(Engine):
         fields = {key: value.tolist() for key, value in values.items() if key != name}
         spec = TensorSpec(self._dtype, tuple(tensor.shape))
         return Embeddings(modality.upper(), spec, _hash(items), fields), tensor
-
-
-class Generation:
-    """One request, from before SGLang has it until it has ended."""
-
-    def __init__(self, sglang_id: str, prompt: Prompt, tokenizer: Tokenizer) -> None:
-        self.id = sglang_id
-        self.prompt = prompt
-        self.finished = False
-        """SGLang has ended it."""
-        self._tokenizer = tokenizer
-        self._stops = StopStrings(prompt.sampling.stop)
-        self._outputs: asyncio.Queue[Output | TriptychError] = asyncio.Queue()
-        self._drawn = 0
-
-    def put(self, output: Output | TriptychError) -> None:
-        """What comes of it; an error is the last."""
-        self._outputs.put_nowait(output)
-
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """What SGLang adds to the answer.
-
-        Raises:
-            TriptychError: What was put.
-        """
-        reason: FinishReason | None = None
-        while reason is None:
-            output = await self._outputs.get()
-            if isinstance(output, TriptychError):
-                self.finished = not isinstance(output, Cancelled)
-                raise output
-            self.finished = bool(output.finish)
-            self._drawn += len(output.token_ids)
-            delta = self._delta(output)
-            reason = delta.finish_reason
-            yield delta
-
-    def _delta(self, output: Output) -> Delta:
-        reason: FinishReason | None = output.finish or None
-        text, stopped = self._stops.add(output.text)
-        if stopped:
-            reason = "stop"
-        elif reason:
-            text += self._stops.rest()
-        return Delta(
-            text,
-            len(output.token_ids),
-            self._logprobs(output),
-            reason,
-            Usage(self.prompt.length, self._drawn, output.cached_tokens) if reason else None,
-        )
-
-    def _logprobs(self, output: Output) -> tuple[TokenLogprob, ...]:
-        tops = output.top_logprobs or ((),) * len(output.logprobs)
-        return tuple(
-            TokenLogprob(
-                *self._scored(drawn),
-                tuple(Alternative(*self._scored(other)) for other in top),
-            )
-            for drawn, top in zip(output.logprobs, tops, strict=True)
-        )
-
-    def _scored(self, scored: Scored) -> tuple[str, float, bytes | None]:
-        """A token's text, its probability's logarithm, and its own bytes."""
-        token, logprob = scored
-        piece = self._tokenizer.id_to_token(token)
-        # Some models have more rows than their tokenizer has tokens.
-        raw = None if piece is None else token_bytes(piece)
-        text = self._tokenizer.decode([token]) if raw is None else raw.decode(errors="replace")
-        return text, logprob, raw
 
 
 class Bootstrap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

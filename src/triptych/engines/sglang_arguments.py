@@ -118,7 +118,7 @@ def _on_cpu(settings: DecodeSettings, family: Family, context: int) -> dict[str,
         "grammar_backend": "none",
         "disable_cuda_graph": True,
         "disable_overlap_schedule": True,
-        "mem_fraction_static": 0.9,  # of the memory that is free; SGLang reckons with a GPU's
+        "mem_fraction_static": 1.0,  # a part would be of what was free before the model was loaded
         "max_total_tokens": _cache_tokens(settings, family, context + MARGIN),
     }
 

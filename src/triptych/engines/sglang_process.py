@@ -23,7 +23,7 @@ import msgspec
 
 from triptych import families
 from triptych.engines import environment, sglang_plugin, torchvision_ops
-from triptych.engines.sglang_arguments import build_arguments
+from triptych.engines.sglang_arguments import MARGIN, build_arguments
 from triptych.engines.sglang_wire import (
     CHILD_FAILED,
     Abort,
@@ -121,6 +121,7 @@ class Server:
             raise Unavailable(f"SGLang did not start: {error}; its own log says why") from error
         self._manager = engine.tokenizer_manager
         _handle_failures(self._manager)
+        context = _served_context(context, self._manager.max_req_input_len)
         dtype: Any = str(self._manager.model_config.dtype).removeprefix("torch.")
         channel.post(Ready(context, dtype, tuple(engine.get_all_child_pids())))
         logger.info(
@@ -215,6 +216,19 @@ def _import() -> tuple[type[Engine], bool]:
             f"SGLang cannot be imported from {sys.prefix}: {error}; "
             "scripts/setup --engine sglang makes its environment"
         ) from error
+
+
+def _served_context(context: int, longest_input: int) -> int:
+    """The context, or what of it the memory for keys and values has room for.
+
+    Args:
+        context: Tokens of prompt and answer together.
+        longest_input: SGLang's limit of a prompt, which lies six below that of a request.
+    """
+    held = longest_input + 6 - MARGIN
+    if held < context:
+        logger.warning("the context is %d tokens, not %d: there is no more memory", held, context)
+    return min(context, held)
 
 
 def _handle_failures(manager: Any) -> None:

@@ -1,4 +1,4 @@
-"""Shared memory that dead servers have left, known by the names it has.
+"""Shared memory and temporary files that dead servers have left, known by the names they have.
 
 Triton removes its regions when it stops, and a supervisor those of a server that was killed. What
 is left when both are killed, the next server on the machine removes.
@@ -7,22 +7,19 @@ is left when both are killed, the next server on the machine removes.
 from __future__ import annotations
 
 import os
-import uuid
+import shutil
+import tempfile
 from pathlib import Path
 
 from triptych import processes
 
 SHM = Path("/dev/shm")
-_PREFIX = "triptych"
+TEMPORARY = Path(tempfile.gettempdir())
 
 
 def region_prefix() -> str:
-    """How the names of a new server's regions begin; no two servers' are the same.
-
-    It tells whose they are: the namespace of process ids, this process in it, and when it began.
-    """
-    pid = os.getpid()
-    return f"{_PREFIX}_{_namespace()}_{pid}_{processes.started(pid)}_{uuid.uuid4().hex[:6]}_"
+    """How the names of a new server's regions begin; no two servers' are the same."""
+    return processes.owned_name()
 
 
 def remove(prefix: str) -> None:
@@ -32,32 +29,24 @@ def remove(prefix: str) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove regions whose supervisor has ended; others', and what cannot be known, stay.
+    """Remove what belongs to processes that have ended; others', and what cannot be known, stay.
 
     Returns:
         The names of what was removed.
     """
     removed = []
-    for region in SHM.glob(f"{_PREFIX}_*"):
-        if _is_orphan(region.name) and region.stat().st_uid == os.geteuid():
-            region.unlink(missing_ok=True)
-            removed.append(region.name)
+    for path in [*SHM.iterdir(), *TEMPORARY.iterdir()]:
+        if processes.is_orphaned(path.name) and _is_ours(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            removed.append(path.name)
     return removed
 
 
-def _is_orphan(name: str) -> bool:
+def _is_ours(path: Path) -> bool:
     try:
-        _, namespace, pid, started, _ = name.split("_", 4)
-        if int(namespace) != _namespace():
-            return False
-        owner, began = int(pid), int(started)
-    except ValueError:
-        return False
-    try:
-        return processes.started(owner) != began
-    except ProcessLookupError:
-        return True
-
-
-def _namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
+        return path.lstat().st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False  # another server's sweep came first
