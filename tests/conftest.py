@@ -109,7 +109,8 @@ def echo_server(start_server: ServerFactory) -> Server:
 @pytest.fixture(scope="session")
 def vllm_server(start_server: ServerFactory) -> Server:
     """A real tritonserver with vLLM."""
-    return start_server("vllm")
+    options = {"allow_shared_memory": True, "allow_model_control": True}
+    return start_server("vllm", options=options)
 
 
 @pytest.fixture(scope="session")

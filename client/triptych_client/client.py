@@ -127,7 +127,7 @@ class Client:
         return drive(self._server.transport.ready(model))
 
     def models(self) -> list[ModelInfo]:
-        """All models in the server's repository.
+        """All models that the server has loaded.
 
         Raises:
             ConnectionFailed: There is no server.

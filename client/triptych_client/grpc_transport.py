@@ -179,9 +179,9 @@ class GrpcTransport(Transport):
             return False
 
     async def models(self) -> list[ModelInfo]:
-        """As `Transport` says."""
-        index = await self._unary("RepositoryIndex", service_pb2.RepositoryIndexRequest())
-        return [ModelInfo(m.name, m.version, m.state, m.reason) for m in index.models]
+        """As `Transport` says; Triton's index of the repository is closed to most callers."""
+        found = await self._unary("ModelStatistics", service_pb2.ModelStatisticsRequest())
+        return [ModelInfo(model.name, model.version) for model in found.model_stats]
 
     async def outputs(self, ensemble: str) -> dict[str, str]:
         """As `Transport` says."""

@@ -155,6 +155,12 @@ class AsyncHttpExchange(HttpExchange):
         await self._response.aclose()
 
 
+class _Statistics(msgspec.Struct, frozen=True):
+    """What Triton tells of the models that are loaded, as far as it matters here."""
+
+    model_stats: list[ModelInfo]
+
+
 class HttpTransport(Transport):
     """A client of httpx, and the paths of Triton's HTTP server."""
 
@@ -188,9 +194,9 @@ class HttpTransport(Transport):
         return True
 
     async def models(self) -> list[ModelInfo]:
-        """As `Transport` says."""
-        body = await self._get("POST", "/v2/repository/index")
-        return msgspec.json.decode(body, type=list[ModelInfo])
+        """As `Transport` says; Triton's index of the repository is closed to most callers."""
+        body = await self._get("GET", "/v2/models/stats")
+        return msgspec.json.decode(body, type=_Statistics).model_stats
 
     async def outputs(self, ensemble: str) -> dict[str, str]:
         """As `Transport` says."""

@@ -23,19 +23,10 @@ PAUSE_S = 0.05
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model that the server has or knows of."""
+    """A model that the server has loaded."""
 
     name: str
     version: str = ""
-    state: str = ""
-    """``READY``, ``LOADING``, ``UNAVAILABLE``, …; empty: not loaded."""
-    reason: str = ""
-    """Why it is not ready."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it takes requests."""
-        return self.state == "READY"
 
 
 class Input(NamedTuple):
@@ -88,7 +79,7 @@ class Transport(Protocol):
         ...
 
     async def models(self) -> list[ModelInfo]:
-        """All models in the server's repository."""
+        """All models that the server has loaded."""
         ...
 
     async def outputs(self, ensemble: str) -> dict[str, str]:

@@ -107,6 +107,7 @@ def serve(
         http_port=0,
         grpc_port=0,
         metrics_port=0,
+        allow_model_control=True,
         extra_args=tuple(f"--load-model={model}" for model in extra),
     )
     return Server(options)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
+import httpx
 import pytest
 
 from conftest import ServerFactory
 from media_server import Request, serving
+from triptych.cli.scrape import Page
 from triptych.server import Server
 from triptych_client import Answer, AsyncClient, Overloaded, TriptychClientError, image, user
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.server
 
 MODEL = "chat_echo"
 LIMIT = 4
+WAIT_S = 60.0
 LONG = " ".join(f"word{number}" for number in range(40))
 
 
@@ -76,3 +79,23 @@ async def test_media_leave_room_for_text(small_server: Server) -> None:
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
+
+
+async def test_what_is_in_hand_is_told(small_server: Server) -> None:
+    url = f"http://127.0.0.1:{small_server.metrics_port}/metrics"
+
+    async def becomes(count: int) -> None:
+        deadline = time.monotonic() + WAIT_S
+        with httpx.Client(trust_env=False) as http:
+            while Page.read(http, [url]).total("triptych_requests_in_hand") != count:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+
+    async with AsyncClient(f"localhost:{small_server.grpc_port}") as client:
+        streams = [client.chat(LONG * 10, model=MODEL) for _ in range(LIMIT)]
+        running = [asyncio.create_task(stream.collect()) for stream in streams]
+        await becomes(LIMIT)
+        for stream in streams:
+            await stream.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await becomes(0)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pexpect
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -24,6 +28,7 @@ pytestmark = pytest.mark.server
 MODEL = "chat_echo"
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "triptych.json"
 BROKEN = b"\x89PNG\r\n\x1a\n" + bytes(64)
+WAIT_S = 60.0
 TOLD_S = 10.0
 """Numbers follow their request, and are not waited for by it."""
 
@@ -156,3 +161,47 @@ def test_a_trace_goes_from_the_gateway_through_the_stages(start_server: ServerFa
     assert {span.trace_id.hex() for span in (outer, inner, found["prefill"])} == {trace}
     assert outer.start_time_unix_nano <= inner.start_time_unix_nano
     assert inner.end_time_unix_nano <= outer.end_time_unix_nano
+
+
+def test_top_tells_what_went_on_meanwhile(echo_server: Server, asked: str) -> None:
+    """In JSON, from the command, until Ctrl-C."""
+    command = [Path(sys.executable).with_name("triptych"), "top", asked, "--json", "--interval=0.5"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as top,
+        Client(f"localhost:{echo_server.grpc_port}") as client,
+    ):
+        assert top.stdout is not None
+        deadline = time.monotonic() + WAIT_S
+        told: list[dict[str, Any]] = []
+        while not any(each["times"] for each in told):
+            assert time.monotonic() < deadline, told
+            with client.chat("Hello " * 40, model=MODEL) as stream:
+                for _ in stream:
+                    pass
+            told.append(json.loads(top.stdout.readline()))
+        top.send_signal(signal.SIGINT)
+        assert top.wait() == 0
+        assert top.stderr is not None
+        assert top.stderr.read() == ""
+    last = next(each for each in reversed(told) if each["times"])
+    assert last["outcomes"]["stop"] >= 1
+    assert last["requests_per_s"] > 0
+    assert last["tokens_per_s"]["completion"] > 0
+    assert last["times"].keys() == {
+        *("preprocess", "encode", "prefill", "decode", "first token", "between tokens")
+    }
+    assert all(0 <= each["p50"] <= each["p95"] for each in last["times"].values())
+    assert last["memory"]["host"] > 0
+    assert last["queued"] is not None
+    assert last["running"] is not None
+
+
+def test_top_on_a_terminal_ends_with_ctrl_c(asked: str) -> None:
+    program = str(Path(sys.executable).with_name("triptych"))
+    child = pexpect.spawn(program, ["top", asked, "--interval=0.2"], encoding="utf-8", timeout=60)
+    child.expect("between tokens")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert "Traceback" not in child.before

@@ -73,7 +73,7 @@ def test_the_installed_command():
     assert done.stdout == f"triptych {triptych.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "doctor", "version"])
+@pytest.mark.parametrize("command", ["serve", "chat", "top", "doctor", "version"])
 def test_every_command_has_help(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -93,6 +93,7 @@ def test_every_command_has_help(command):
         (["chat", "/nowhere/a.png"], "there is no file /nowhere/a.png"),
         (["serve", "--http-port", "99999"], "--http-port"),
         (["serve", "--no-playground"], "need --openai"),
+        (["top", "--interval", "0"], "--interval"),
         (["embed"], "Missing argument 'MEDIA...'"),
         (["version", "1"], "unexpected extra argument"),
     ],
@@ -151,6 +152,8 @@ def test_serve_hands_its_flags_on(served, checkpoint):
     assert options.http_port == 0
     assert options.engine == "vllm"
     assert options.settings == {"max_model_len": "64"}
+    assert not options.allow_shared_memory
+    assert not options.allow_model_control
 
 
 def test_serve_takes_the_model_from_the_environment(served, checkpoint, monkeypatch):
@@ -290,6 +293,8 @@ def test_every_command_speaks_json(command, kind, capsys):
         ("triptych em", {"embed"}),
         ("triptych chat --sy", {"--system"}),
         ("triptych embed --f", {"--force"}),
+        ("triptych t", {"top"}),
+        ("triptych top --o", {"--once"}),
         ("triptych s", {"serve", "settings"}),
     ],
 )

@@ -178,8 +178,10 @@ def test_a_lease_runs_out():
     cache.claim("mine", "a", "")
     token = cache.lease("mine").token
     clock.now = 9.9
+    assert cache.leases == 1
     assert not put(cache, "b")
     clock.now = 10.1
+    assert cache.leases == 0
     assert put(cache, "b")
     assert cache.redeem(token) is None
     assert cache.lease("mine") is None

@@ -24,7 +24,7 @@ def model(tmp_path):
         ({"model": ""}, ["no model"]),
         ({"model": "/nowhere"}, ["/nowhere", "not a directory"]),
         ({"model": "/"}, ["config.json"]),
-        ({"engine": "abacus"}, ["chat_abacus", "there is: chat_vllm"]),
+        ({"engine": "abacus"}, ["chat_abacus", "there is: chat_", "chat_vllm"]),
         ({"model_repository": "/"}, ["chat_vllm", "none"]),
         ({"settings": {"max_modle_len": 1}}, ["max_modle_len", "max_model_len"]),
     ],
@@ -54,7 +54,7 @@ def test_one_port_cannot_serve_two_things(model):
 
 
 def test_only_the_ensemble_is_loaded(model):
-    command = arguments(find(), ServerOptions(model=model), PORTS, "mine_")
+    command = arguments(find(), ServerOptions(model=model), PORTS, "mine_", "key")
     assert [word for word in command if word.startswith("--load-model")] == [
         "--load-model=chat_vllm"
     ]

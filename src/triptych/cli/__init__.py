@@ -4,6 +4,7 @@
     triptych gateway  OpenAI's API in front of a running server
     triptych chat     ask a running server, once or in a conversation
     triptych embed    what its encoder makes of media, as files
+    triptych top      what a running server does now
     triptych doctor   what is installed, and every setting in force
     triptych matrix   which engine serves which medium of which model family, and what sampling
     triptych settings every setting, its default and its meaning
@@ -93,6 +94,19 @@ def serve(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Of a server that died or hangs, in a row.")
     ] = 5,
+    allow_shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--allow-shared-memory", help="Let callers name regions of this host's memory."
+        ),
+    ] = False,
+    allow_model_control: Annotated[
+        bool,
+        typer.Option(
+            "--allow-model-control",
+            help="Let callers load models, and so run code, and set what is logged.",
+        ),
+    ] = False,
     log_file: Annotated[
         str, typer.Option(metavar="FILE", help="Write the server's whole log there too.")
     ] = "",
@@ -136,6 +150,8 @@ def serve(
             metrics_port=metrics_port,
             ready_timeout_s=ready_timeout_s,
             max_restarts=max_restarts,
+            allow_shared_memory=allow_shared_memory,
+            allow_model_control=allow_model_control,
             log_file=log_file,
             log_verbose=log_verbose,
         ),
@@ -300,6 +316,40 @@ def embed(
         _complain(str(error))
         return USAGE
     return run(works, client, model=model, timeout=timeout, as_json=as_json, complain=_complain)
+
+
+@app.command()
+def top(
+    addresses: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ADDRESS",
+            help="Where metrics are: Triton's, as localhost:8002, a gateway's, as localhost:8080, "
+            "or both.",
+        ),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.2, help="Between two looks.")
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="One interval, and the end.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object an interval.")
+    ] = False,
+) -> int:
+    """Show what a running server does now: requests, tokens, stages, errors; until Ctrl-C."""
+    try:
+        from triptych.cli.top import top as run
+
+        return run(
+            addresses or ["localhost:8002"],
+            _complain,
+            interval=interval,
+            once=once,
+            as_json=as_json,
+        )
+    except ValueError as error:
+        _complain(str(error))
+        return USAGE
 
 
 @app.command()

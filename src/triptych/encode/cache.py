@@ -158,6 +158,13 @@ class EmbeddingCache:
         """Held there now, bytes."""
         return self._tiers[tier].bytes
 
+    @property
+    def leases(self) -> int:
+        """How many are open."""
+        with self._lock:
+            self._expire()
+            return len(self._leases)
+
     def use(self, key: str) -> Entry | None:
         """The entry of a content, pinned until `release`; None: it must be encoded."""
         with self._lock:

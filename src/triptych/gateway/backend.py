@@ -126,7 +126,7 @@ class Backend:
         Raises:
             TriptychClientError: Triton does not answer.
         """
-        ready = [model.name for model in await self._transport.models() if model.ready]
+        ready = [model.name for model in await self._transport.models()]
         chats = await asyncio.gather(*(self._is_chat(name) for name in ready))
         return [name for name, chat in zip(ready, chats, strict=True) if chat]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import httpx
 import msgspec
 
@@ -32,11 +34,13 @@ class Api:
     Args:
         host: Address that it listens on.
         port: And the port.
+        key: The header that opens what callers may not use.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, key: Mapping[str, str]) -> None:
         host = _LOOPBACK.get(host, host)
         host = f"[{host}]" if ":" in host else host
+        self._key = key
         self._client = httpx.Client(base_url=f"http://{host}:{port}/v2/", trust_env=False)
 
     def lives(self) -> bool:
@@ -94,7 +98,10 @@ class Api:
     def _control(self, model: str, what: str) -> None:
         try:
             answer = self._client.post(
-                f"repository/models/{model}/{what}", json={}, timeout=CONTROL_S
+                f"repository/models/{model}/{what}",
+                json={},
+                headers=self._key,
+                timeout=CONTROL_S,
             )
         except httpx.TransportError as error:
             raise Unavailable(f"tritonserver does not {what} {model}: {error}") from None

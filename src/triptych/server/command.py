@@ -15,11 +15,16 @@ Triton's own 1 MiB makes the first pictures pay for dozens of steps. Containers 
 64 MiB unless told otherwise, which four stubs just fit into."""
 
 
+KEY_HEADER = "triptych-key"
+"""By which Triton knows its supervisor; gRPC's has ``triton-grpc-protocol-`` before it."""
+
+
 def arguments(
     installation: Installation,
     options: ServerOptions,
     ports: Mapping[str, int],
     shm_prefix: str,
+    key: str,
 ) -> list[str]:
     """The command line, the binary first.
 
@@ -28,6 +33,7 @@ def arguments(
         options: What to serve.
         ports: ``http``, ``grpc`` and ``metrics``.
         shm_prefix: How the names of this server's shared memory regions begin.
+        key: What opens the APIs that callers may not use.
     """
     command = [
         str(installation.binary),
@@ -47,7 +53,22 @@ def arguments(
         command.append(f"--backend-directory={installation.backend_directory}")
     for name, port in ports.items():
         command += [f"--{name}-address={options.host}", f"--{name}-port={port}"]
-    return [*command, *options.extra_args]
+    return [*command, *_restrictions(options, key), *options.extra_args]
+
+
+def _restrictions(options: ServerOptions, key: str) -> list[str]:
+    """What keeps callers from the APIs that they were not given.
+
+    Triton writes the value into no log. Whoever can read it off the command line is a user of this
+    host.
+    """
+    closed = [] if options.allow_shared_memory else ["shared-memory"]
+    if not options.allow_model_control:
+        closed += ["model-repository", "trace", "logging"]
+    if not closed:
+        return []
+    setting = f"{','.join(closed)}:{KEY_HEADER}={key}"
+    return [f"--http-restricted-api={setting}", f"--grpc-restricted-protocol={setting}"]
 
 
 def environ(

@@ -40,6 +40,11 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What requests under way, and then the engine, may take to end on a stop, in seconds."""
     max_restarts: int = 5
     """How often in a row a server that died or hangs is started again; 0: never."""
+    allow_shared_memory: bool = False
+    """Whether callers may name regions of this host's memory as inputs and outputs."""
+    allow_model_control: bool = False
+    """Whether callers may load and unload models, and change what Triton logs and traces. A model
+    brings code of its own, so whoever may load one may do anything."""
     log_file: str = ""
     """Where the whole log is written as well; empty: nowhere."""
     log_verbose: int = 0

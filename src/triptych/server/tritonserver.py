@@ -6,6 +6,7 @@ import compileall
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -78,6 +79,7 @@ class Server:
         self._stop_lock = threading.Lock()
         self._clean: bool | None = None
         self._shm_prefix = remains.region_prefix()
+        self._key = secrets.token_hex(16)
 
     @property
     def http_port(self) -> int:
@@ -127,7 +129,7 @@ class Server:
             self._log_file = open(options.log_file, "a", buffering=1)  # noqa: SIM115  closed by stop
         self._pulses = Pulses()
         self._process = ServerProcess(
-            command.arguments(binary, options, self.ports, self._shm_prefix),
+            command.arguments(binary, options, self.ports, self._shm_prefix, self._key),
             {
                 **command.environ(binary, options, os.environ),
                 VARIABLE: str(self._pulses.writer),
@@ -138,7 +140,7 @@ class Server:
             inherited=[self._pulses.writer],
         )
         self._process.start()
-        self._api = Api(options.host, self.http_port)
+        self._api = Api(options.host, self.http_port, {command.KEY_HEADER: self._key})
         self._vitals = Vitals(self._process.pid, self._pulses, self._api)
         return self
 

@@ -68,8 +68,8 @@ class DecodeModel:
             on_outage=self._pulse.tell,
             on_end=_end_process,
         )
-        self._telemetry = Telemetry("decode", settings, args)
         self._tally = Tally(lookup.place(), args["model_instance_name"])
+        self._telemetry = Telemetry("decode", settings, args, self._tally)
         self._fetchers = Fetchers(settings)
         self._sender = Sender()
         self._sender.start()

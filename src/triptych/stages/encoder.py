@@ -87,7 +87,7 @@ class EncoderModel:
             places, work, encoded, publishers, strict=True
         ):
             answers[place] = self._respond(requests[place], items, answer, publisher)
-        self._metrics.show(self._encoder.cache)
+        self._metrics.show(self._encoder.cache, self._publishers.leases)
         return answers
 
     def _respond(

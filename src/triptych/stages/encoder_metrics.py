@@ -29,7 +29,9 @@ class Metrics:
     ``triptych_encoder_batch_items`` is a histogram of the items in a forward pass: its ``_count``
     is the number of passes and its ``_sum`` the number of items encoded. The cache's counts by
     kind of memory, ``triptych_encoder_cache_bytes`` and ``…_evictions_total``, have a label
-    ``memory``. All are as of the end of the last batch.
+    ``memory``; ``triptych_encoder_leases`` has a label ``of``: what is pinned in the ``cache`` for
+    a request that comes, and what is lent of the ``arena`` to a reader. All are as of the end of
+    the last batch.
 
     Args:
         model: Triton's name of the model.
@@ -61,6 +63,8 @@ class Metrics:
         self._evictions = {
             tier: evictions.Metric(labels={**labels, "memory": tier}) for tier in _TIERS
         }
+        leases = self._family("triptych_encoder_leases", "Open leases", kinds.GAUGE)
+        self._leases = {of: leases.Metric(labels={**labels, "of": of}) for of in ("cache", "arena")}
         # A family must outlive its metrics, and attributes go in the order in which they came.
         self._families = self.__dict__.pop("_families")
 
@@ -68,12 +72,19 @@ class Metrics:
         """Note one forward pass, from any thread."""
         self._passes.append((items, tokens))
 
-    def show(self, cache: EmbeddingCache) -> None:
-        """Bring all metrics up to date, from the thread that Triton calls."""
+    def show(self, cache: EmbeddingCache, lent: int) -> None:
+        """Bring all metrics up to date, from the thread that Triton calls.
+
+        Args:
+            cache: The encoder's.
+            lent: Parts of the arena.
+        """
         while self._passes:
             items, tokens = self._passes.popleft()
             self._items.observe(items)
             self._counters["triptych_encoder_tokens_total"].increment(tokens)
+        self._leases["cache"].set(cache.leases)
+        self._leases["arena"].set(lent)
         counts = cache.counters
         for name, count in (
             ("hits", counts.hits),

@@ -71,12 +71,12 @@ class PreprocessModel:
         family = families.load(settings.model)
         self._max_tensors = settings.max_request_mb << 20
         self._loop = asyncio.new_event_loop()
-        self._telemetry = Telemetry("preprocess", settings, args)
+        self._admission = Admission(settings, args["model_instance_name"])
+        self._telemetry = Telemetry("preprocess", settings, args, self._admission.tally)
         loader = MediaLoader(
             settings, family, holder=encoder_holdings(settings), on_step=self._telemetry.step
         )
         self._preparer = Preparer(settings, family, loader)
-        self._admission = Admission(settings, args["model_instance_name"])
         self._courier = Courier(self._preparer, self._loop, self._telemetry, self._admission)
         self._loop_thread = threading.Thread(
             target=self._loop.run_forever, name="triptych-media", daemon=True

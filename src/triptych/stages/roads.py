@@ -53,6 +53,11 @@ class Publishers:
             return self._tensor
         return self._nixl or self._start()
 
+    @property
+    def leases(self) -> int:
+        """How many parts of the arena are lent now."""
+        return self._nixl.leases if self._nixl else 0
+
     def close(self) -> None:
         """End all leases, soon; a second call does nothing."""
         if self._nixl:

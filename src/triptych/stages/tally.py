@@ -59,6 +59,11 @@ class Tally:
             self._numbers[1] += tokens
             self._numbers[2] += with_media
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Requests and tokens of this process."""
+        return self._numbers[0], self._numbers[1]
+
     def close(self) -> None:
         """Count no more."""
         with contextlib.suppress(OSError):  # it was never there, or others use the directory

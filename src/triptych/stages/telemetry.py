@@ -6,9 +6,11 @@ costs a round trip to tritonserver.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,11 +20,14 @@ import triton_python_backend_utils as pb_utils
 from triptych.settings import Settings
 from triptych.stages import spans
 from triptych.stages.ended import Ended
+from triptych.stages.tally import Tally
 
 logger = logging.getLogger("triptych.stages")
 requests = logging.getLogger("triptych.requests")
 
 STOP_TIMEOUT_S = 5.0
+LOOK_S = 0.5
+"""Seconds between two looks at what is in hand."""
 BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 """Upper bounds of every histogram of seconds."""
 
@@ -37,6 +42,10 @@ _COUNTERS = {
     "triptych_requests_total": "Requests by the stage that ended them and by their outcome",
     "triptych_tokens_total": "Tokens by kind; those of media are among the prompt's",
 }
+_GAUGES = {
+    "triptych_requests_in_hand": "Requests that a stage has begun and not ended",
+    "triptych_tokens_in_hand": "Their tokens, those of the answers at most",
+}
 
 
 class Telemetry:
@@ -46,12 +55,15 @@ class Telemetry:
         stage: Its name in the metrics: ``preprocess``, ``encoder`` or ``decode``.
         settings: What may be told.
         args: What Triton gives to ``initialize``.
+        tally: What the instance has in hand; None: it does not count.
 
     Raises:
         ConfigurationError: Traces are wanted and OpenTelemetry is not installed.
     """
 
-    def __init__(self, stage: str, settings: Settings, args: Mapping[str, str]) -> None:
+    def __init__(
+        self, stage: str, settings: Settings, args: Mapping[str, str], tally: Tally | None = None
+    ) -> None:
         self._stage = stage
         self._settings = settings
         self._labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
@@ -59,12 +71,19 @@ class Telemetry:
         kinds = pb_utils.MetricFamily
         self._families = {
             name: pb_utils.MetricFamily(name=name, description=text, kind=kind)
-            for kind, wanted in ((kinds.HISTOGRAM, _HISTOGRAMS), (kinds.COUNTER, _COUNTERS))
+            for kind, wanted in (
+                (kinds.HISTOGRAM, _HISTOGRAMS),
+                (kinds.COUNTER, _COUNTERS),
+                (kinds.GAUGE, _GAUGES),
+            )
             for name, text in wanted.items()
         }
         # Attributes go in the order in which they came, and a family must outlive its metrics.
         self._metrics: dict[tuple[str, ...], Any] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tally = tally
+        self._shown: tuple[int, int] | None = None
+        self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name="triptych-telemetry", daemon=True)
         self._thread.start()
 
@@ -85,11 +104,30 @@ class Telemetry:
                 self._tracer.close()
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
+        while (work := self._next()) is not None:
             try:
                 work()
             except Exception:
                 logger.exception("a number could not be told")
+
+    def _next(self) -> Callable[[], None] | None:
+        """What is to be told next; None: no more."""
+        if self._tally is None:
+            return self._work.get()
+        wait = self._next_look - time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            if wait > 0:
+                return self._work.get(timeout=wait)
+        self._next_look = time.monotonic() + LOOK_S
+        return self._look
+
+    def _look(self) -> None:
+        """Tell what is in hand, if that has changed."""
+        assert self._tally is not None
+        if (held := self._tally.held) != self._shown:
+            self._shown = held
+            for name, value in zip(_GAUGES, held, strict=True):
+                self._metric(name, {"stage": self._stage}).set(value)
 
     def _tell(self, ended: Ended) -> None:
         self._count("triptych_requests_total", 1, stage=self._stage, outcome=ended.outcome)
