@@ -250,6 +250,8 @@ class Server:
             return False
         if self._greeting is None:
             api, ensemble = self._api, self.options.chat_model
+            if not api.serves(ensemble):
+                return False  # the log says so a moment before it is true
             self._greeting = _in_thread(lambda: api.greet(ensemble, timeout_s))
         if not self._greeting.done():
             return False
