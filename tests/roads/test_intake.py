@@ -158,6 +158,18 @@ def test_a_request_that_begins_anew_still_has_its_embeddings(intake: Intake, far
     intake.end("r", told)
 
 
+def test_the_engine_gets_what_was_read_where_it_lies(
+    intake: Intake, far: Owner, fetcher: NixlFetcher
+) -> None:
+    told = order(far, values(1))
+    assert wait(intake, "r", told, "a", 0)
+    taken = intake.take("r", 0, "a")
+    assert taken is not None
+    start = fetcher._arena.view(0, CAPACITY).data_ptr()
+    assert start <= taken.data_ptr() < start + CAPACITY
+    intake.end("r", told)
+
+
 def test_where_memory_is_short_the_engine_gets_copies(
     intake: Intake, far: Owner, fetcher: NixlFetcher
 ) -> None:

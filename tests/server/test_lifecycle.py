@@ -153,7 +153,7 @@ def test_a_tritonserver_that_dies_is_noticed_and_its_stubs_end(options):
 
 def plain_command(readme):
     """README's command line for a plain tritonserver, as words."""
-    (block,) = (block for block in readme.split("```") if " tritonserver \\\n" in block)
+    (block,) = (block for block in readme.split("```") if "--load-model=chat_vllm" in block)
     line = block.replace("\\\n", " ").strip().splitlines()[-1]
     return shlex.split(line)
 
