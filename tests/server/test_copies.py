@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,5 +70,5 @@ def test_a_road_copies_as_often_as_is_said(
         # Triton carries what neither side has there itself.
         assert not any(place.startswith(places.TRITON) for place in way)
         way.insert(2, places.TRITON)
-    copies = sum(one != other for one, other in zip(way, way[1:], strict=False))
+    copies = sum(one != other for one, other in pairwise(way))
     assert copies == stated(repository_root)[road]
