@@ -13,10 +13,12 @@ import pytest_asyncio
 import torch
 from msgspec.structs import replace
 
+from checkpoints import tiny_llava_next_video
 from generations import generation, picture
 from triptych import families
 from triptych.contract import TicketItem
 from triptych.engines import sglang_wire as wire
+from triptych.engines.base import Engine
 from triptych.engines.sglang import SglangEngine, _hash
 from triptych.engines.sglang_arguments import (
     LONGER_CONTEXT,
@@ -25,6 +27,7 @@ from triptych.engines.sglang_arguments import (
 )
 from triptych.engines.sglang_generation import Generation
 from triptych.engines.sglang_wire import Abort, Channel, Embeddings, Generate, Output, TensorSpec
+from triptych.engines.trtllm import TrtllmEngine
 from triptych.errors import ConfigurationError
 from triptych.families import Family
 from triptych.settings import DecodeSettings
@@ -102,6 +105,15 @@ def test_a_picture_beside_a_clip_brings_its_timing(family: Family) -> None:
     assert [media.modality for media in asked.media] == ["IMAGE", "VIDEO"]
     assert all(media.fields["second_per_grid_ts"] == [0.25] for media in asked.media)
     assert all(torch.equal(each, tensor) for each in tensors)
+
+
+@pytest.mark.parametrize("engine", [SglangEngine, TrtllmEngine])
+def test_a_family_none_of_whose_media_it_takes_is_an_error_at_load(
+    engine: type[Engine], tmp_path: Path
+) -> None:
+    clips = families.load(tiny_llava_next_video(tmp_path / "model"))
+    with pytest.raises(ConfigurationError, match=r"takes .*embeddings of"):
+        engine(DecodeSettings(model="-"), clips)
 
 
 async def test_text_that_begins_a_stop_string_waits(family: Family) -> None:

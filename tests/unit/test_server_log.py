@@ -46,6 +46,18 @@ def test_a_stages_own_error_is_the_reason(log):
     )
 
 
+def test_who_makes_an_environment_that_is_not_there_is_told(log):
+    log.feed(
+        f"E{STAMP} model_lifecycle.cc:642] \"failed to load 'decode_sglang' version 1: Internal: "
+        'Failed to get the canonical path for /a/.venvs/sglang."'
+    )
+    assert log.failure is not None
+    assert log.failure.what == (
+        "the model 'decode_sglang' did not load: there is no /a/.venvs/sglang; "
+        "scripts/setup --engine sglang makes it"
+    )
+
+
 def test_the_errors_class_and_place_are_kept(log):
     log.feed(FAILED.format(reason="[media_forbidden] a.b: no such folder"))
     assert isinstance(log.failure, MediaForbidden)

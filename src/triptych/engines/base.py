@@ -102,6 +102,9 @@ class Engine(ABC):
     Args:
         settings: The stage's settings.
         family: The model's family, bound to the checkpoint.
+
+    Raises:
+        ConfigurationError: A setting is not the engine's, or it takes none of the family's media.
     """
 
     name: ClassVar[str]
@@ -122,6 +125,9 @@ class Engine(ABC):
                 f"the engine {self.name} has no embedding_ingest {settings.embedding_ingest!r}, "
                 f"but {', '.join(sorted(self.ingests))}"
             )
+        refusals = [self.refuses(type(family), modality) for modality in family.modalities]
+        if refusals and all(refusals):
+            raise ConfigurationError(refusals[0])
         self.settings = settings
         self.family = family
 

@@ -40,5 +40,8 @@ def make() -> Path:
 
 def environ(folder: Path) -> dict[str, str]:
     """The environment in which SGLang keeps its temporary files there, but for a cache of torch."""
-    cache = Path(tempfile.gettempdir()) / f"torchinductor_{os.geteuid()}"
-    return {"TORCHINDUCTOR_CACHE_DIR": str(cache), **os.environ, "TMPDIR": str(folder)}
+    found = {**os.environ, "TMPDIR": str(folder)}
+    found.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.geteuid()}"
+    )
+    return found

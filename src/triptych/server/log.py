@@ -19,6 +19,9 @@ _LOADED = re.compile(r"\] \"?successfully loaded '(?P<model>[^']+)'")
 _FAILED = re.compile(
     r"\] (?P<quoted>\"?failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*))$"
 )
+_NO_ENVIRONMENT = re.compile(
+    r"Failed to get the canonical path for (?P<path>.*/\.venvs/(?P<name>\w+))"
+)
 _REFUSED = re.compile(r"^error: creating server: (?P<reason>.*)$")
 _ERROR = re.compile(r"^E\d{4} \S+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
 _BANNER = re.compile(r"^[+|]|^$")
@@ -85,6 +88,11 @@ def _unquote(text: str) -> str:
 def _explain(model: str, message: str) -> TriptychError:
     """Why a model did not load, in its own words where they are meant for people."""
     message, _, place = message.partition("\n\nAt:\n")
+    if match := _NO_ENVIRONMENT.search(message):
+        return ConfigurationError(
+            f"the model {model!r} did not load: there is no {match['path']}; "
+            f"scripts/setup --engine {match['name']} makes it"
+        )
     found = TriptychError.parse(message)
     if isinstance(found, InternalError) and found.what == message:
         reason = message.partition(" version ")[2].partition(": ")[2] or message

@@ -122,6 +122,7 @@ class ServerProcess:
         self.kill(family)
         self._thread.join(5.0)
         remains.remove(self._shm_prefix)
+        remains.sweep()  # what its stubs had of their own
         return clean
 
     def kill(self, family: Sequence[psutil.Process] | None = None) -> None:
