@@ -1,4 +1,4 @@
-"""True answers about pictures, clips and sounds from every trained model, through `chat_vllm`."""
+"""True answers about pictures, clips and sounds from every trained model, through the server."""
 
 from __future__ import annotations
 
@@ -82,46 +82,55 @@ def mp4(frames: list[np.ndarray]) -> bytes:
     return file.getvalue()
 
 
+REFUSED = {
+    "tiny-llava-1.5": ("audio", r"LLaVA-1\.5 takes no audio; it takes image"),
+    "tiny-llava-next-video": (
+        "image",
+        "LLaVA-NeXT-Video takes no image; it takes video: vLLM's model of the family serves no",
+    ),
+    "tiny-qwen2-audio": ("video", "Qwen2-Audio takes no video; it takes audio"),
+}
+"""A medium that the model does not take, and what is said of it."""
+
+
 @pytest.mark.parametrize(
-    ("model", "cases", "untaken", "refusal"),
+    ("engine", "model", "cases"),
     [
-        ("tiny-llava-1.5", pictures, "audio", r"LLaVA-1\.5 takes no audio; it takes image"),
-        (
-            "tiny-llava-next-video",
-            clips,
-            "image",
-            "LLaVA-NeXT-Video takes no image; it takes video: vLLM's model of the family serves no",
-        ),
-        ("tiny-qwen2-audio", sounds, "video", "Qwen2-Audio takes no video; it takes audio"),
+        ("vllm", "tiny-llava-1.5", pictures),
+        ("vllm", "tiny-llava-next-video", clips),
+        ("vllm", "tiny-qwen2-audio", sounds),
+        ("sglang", "tiny-llava-1.5", pictures),
+        ("sglang", "tiny-qwen2-audio", sounds),
     ],
 )
 def test_answers_are_true_while_the_cache_evicts(
     start_server: Callable[..., Server],
     repository_root: Path,
+    engine: str,
     model: str,
     cases: Callable[[int], list[Asked]],
-    untaken: str,
-    refusal: str,
 ) -> None:
     """One at a time, then all at once with a cache that holds a few of them."""
     server = start_server(
-        "vllm",
+        engine,
         options={"model": str(repository_root / "models" / model)},
         encoder_cache_mb=1,
     )
     asked = cases(40_000)
+    untaken, refusal = REFUSED[model]
+    ensemble = f"chat_{engine}"
     try:
         with Client(f"localhost:{server.grpc_port}") as client:
 
             def answer(case: Asked) -> str:
-                return client.chat([case.message], stream=False, temperature=0).text
+                return client.chat([case.message], model=ensemble, stream=False, temperature=0).text
 
             assert_true(asked, [answer(case) for case in asked])
             with ThreadPoolExecutor(16) as pool:
                 assert_true(asked, list(pool.map(answer, asked)))
             part = {"type": f"{untaken}_url", f"{untaken}_url": {"url": "data:,"}}
             with pytest.raises(TriptychClientError, match=refusal) as refused:
-                client.chat([{"role": "user", "content": [part]}], stream=False)
+                client.chat([{"role": "user", "content": [part]}], model=ensemble, stream=False)
             assert refused.value.code == "unsupported_medium"
     finally:
         server.stop()
