@@ -39,7 +39,8 @@ class Mortal(EchoEngine):
         if self.starts and (fault := self.starts.pop(0)):
             raise ConfigurationError(fault)
         await super().start()
-        self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+        self.process = subprocess.Popen(sleeper)  # noqa: ASYNC220  # it is not waited for
         self.alive.append(self)
 
     @property
@@ -100,7 +101,7 @@ class Kept:
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(5):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  # what it asks about tells nobody
                 await asyncio.sleep(0.005)
 
 
