@@ -36,6 +36,7 @@ ASKED: dict[str, Any] = {
     "min_p": 0.1,
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
+    "priority": -1,
     "repetition_penalty": 1.5,
     "seed": 7,
     "stop": ("never said",),

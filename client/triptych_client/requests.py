@@ -63,6 +63,8 @@ class Sampling(TypedDict, total=False):
     parallel_tool_calls: bool
     response_format: Mapping[str, Any]
     """``json_object`` or ``json_schema``, where the engine can hold an answer to it."""
+    priority: int
+    """The lower goes first where requests wait; 0 unless given."""
     user: str
     metadata: dict[str, str]
     stream_options: StreamOptions

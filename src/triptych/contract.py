@@ -273,6 +273,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     structural_tag: str = ""
     """XGrammar's structural tag, as JSON, that the whole answer fulfils; empty: none. Never given
     with ``json_schema``."""
+    priority: int = 0
+    """Whose turn it is where requests wait: the lower goes first, whenever it came."""
 
 
 class PromptItem(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import pytest_asyncio
 from tokenizers import Tokenizer
 
 from babbler import make_reciter
+from collector import Collector
 from engine_contract import SLOTS, EngineContract, long, words
 from engine_sampling import SamplingContract
 from engine_structure import StructureContract
@@ -25,7 +27,7 @@ from generations import changed, collect, generation, picture, text
 from triptych import families
 from triptych.engines.base import Engine
 from triptych.engines.vllm import VllmEngine
-from triptych.errors import Cancelled, ConfigurationError, Unavailable
+from triptych.errors import Cancelled, ConfigurationError, Unavailable, UnknownField
 from triptych.families import Family
 from triptych.settings import DecodeSettings
 
@@ -79,6 +81,36 @@ async def test_seeds_differ(engine: Engine, family: Family) -> None:
     assert len(said) > 1
 
 
+async def test_the_lower_priority_goes_first(engine: Engine, family: Family) -> None:
+    """Both slots are taken; who came last, and has the lower number, gets the next one."""
+    ended: list[int] = []
+
+    async def ask(priority: int, max_tokens: int) -> None:
+        prompt, _ = generation(family, words(family), max_tokens=max_tokens, priority=priority)
+        await collect(engine, prompt)
+        ended.append(priority)
+
+    running = [asyncio.create_task(ask(0, 300)) for _ in range(SLOTS)]
+    await asyncio.sleep(0.2)
+    waiting = []
+    for priority in (9, 5, -2):
+        waiting.append(asyncio.create_task(ask(priority, 4)))
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*running, *waiting)
+    assert [priority for priority in ended if priority] == [-2, 5, 9]
+
+
+async def test_an_engine_that_serves_in_turn_refuses_priorities(
+    engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_has_priorities", False)
+    prompt, _ = generation(family, words(family), max_tokens=2, priority=1)
+    with pytest.raises(UnknownField, match="'fcfs', got 1") as refused:
+        await collect(engine, prompt)
+    assert refused.value.where == "priority"
+    assert await collect(engine, changed(prompt, priority=0))
+
+
 async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_path: Path) -> None:
     said = "é€😀"
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
@@ -99,6 +131,30 @@ async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_p
     entries = [entry for delta in deltas for entry in delta.logprobs]
     assert b"".join(entry.raw or entry.token.encode() for entry in entries) == 2 * said.encode()
     assert text(stopped) == "é"
+
+
+async def test_its_span_is_in_the_callers_trace(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    # vLLM sets it for its workers, and it would stay for the engines after this one.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
+    with Collector() as collector:
+        engine = vllm(family, otlp_endpoint=collector.url)
+        await engine.start()
+        try:
+            prompt, _ = generation(family, words(family), max_tokens=3)
+            traced = msgspec.structs.replace(prompt, traceparent=f"00-{trace}-{caller}-01")
+            await collect(engine, traced)
+            found = await asyncio.to_thread(collector.wait, "llm_request", seconds=60.0)
+        finally:
+            await engine.stop()
+    span = found["llm_request"]
+    assert span.trace_id.hex() == trace
+    assert span.parent_span_id.hex() == caller
+    told = {each.key: each.value.int_value for each in span.attributes}
+    assert told["gen_ai.usage.completion_tokens"] == 3
 
 
 async def test_unknown_engine_arguments_are_named(family: Family, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_a_full_request():
             stream=True,
             stream_options={"include_usage": False},
             user="u",
+            priority=-5,
             metadata={"a": "b"},
         )
     )
@@ -85,6 +86,7 @@ def test_a_full_request():
         top_logprobs=20,
         stream=True,
         include_usage=False,
+        priority=-5,
         user="u",
         metadata={"a": "b"},
     )
@@ -216,6 +218,7 @@ WRONG_TYPES = {
     "top_logprobs": [-1, 21, True, "1", 1.5],
     "stream": [1, 0, "true", []],
     "stream_options": [True, 1, "x", []],
+    "priority": [1.0, "1", True, 2**31, -(2**31) - 1],
     "user": [1, [], "x" * 257],
     "metadata": [[], 1, "x", {"a": 1}, {"a" * 65: "b"}, {"a": "b" * 513}],
 }
@@ -593,6 +596,7 @@ REQUESTS = st.fixed_dictionaries(
         "stop": maybe(st.text(min_size=1) | st.lists(st.text(min_size=1), max_size=4)),
         "max_tokens": maybe(st.integers(1, 1000)),
         "logprobs": st.booleans(),
+        "priority": maybe(st.integers(-(2**31), 2**31 - 1)),
         "user": maybe(TEXTS),
         "metadata": maybe(st.dictionaries(TEXTS, TEXTS, max_size=3)),
     },

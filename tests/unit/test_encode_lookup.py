@@ -254,6 +254,34 @@ def test_what_has_waited_too_long_goes_first():
     assert choose([small, large], 200, now=10.1) == [large, small]
 
 
+def test_the_lower_priority_goes_first_and_then_as_ever():
+    def pending(tokens, since, priority):
+        return Pending("", replace(ITEM, tokens=tokens), torch.empty(0), since, priority)
+
+    waited, small, first = pending(4, 8.0, 0), pending(2, 9.9, 0), pending(100, 9.9, -1)
+    assert choose([waited, small, first], 200, now=10.0) == [first, waited, small]
+    assert choose([waited, small, first], 50, now=10.0) == [first]
+    assert choose([small, waited], 2, now=10.0) == [waited]
+
+
+async def test_who_waits_for_a_content_lends_it_priority(folder, start):
+    encoder = start(max_encoder_tokens=8)
+    async with client_of(folder) as client:
+        encoder.tower.go.clear()
+        tasks = [asyncio.create_task(bring(client, "first", 1))]
+        await until(lambda: encoder.encoder._one_pass.locked())
+        for name, fill, priority in [("late", 2, 0), ("other", 3, 5), ("late", 2, -3)]:
+            item = replace(ITEM, hash=name)
+            data = pixels(fill).data
+            tasks.append(asyncio.create_task(client.bring(name, name, "", item, data, priority)))
+            wanted = name
+            await until(lambda wanted=wanted: wanted in encoder.ahead._pending)
+        await until(lambda: encoder.ahead._pending["late"].priority == -3)
+        assert encoder.ahead._pending["other"].priority == 5
+        encoder.tower.go.set()
+        assert all(await asyncio.gather(*tasks))
+
+
 async def test_what_fails_is_told_and_the_rest_is_done(folder, encoder, caplog):
     async with client_of(folder) as client:
         encoder.tower.go.clear()

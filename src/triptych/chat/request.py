@@ -27,7 +27,7 @@ from triptych.chat.structure import (
 from triptych.chat.tools import Tool, ToolChoice, read_tools, write_choice, write_tool
 from triptych.errors import InvalidRequest, InvalidValue
 
-INT32_MAX = (1 << 31) - 1
+INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
@@ -61,7 +61,6 @@ UNSERVED = [
     "mm_processor_kwargs",
     "modalities",
     "prediction",
-    "priority",
     "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_logprobs",
@@ -131,6 +130,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     """None: text."""
+    priority: int | None = None
+    """32 bits, signed; the lower goes first."""
     user: str | None = None
     metadata: dict[str, str] = {}
 
@@ -180,6 +181,7 @@ def parse(data: bytes | str) -> ChatRequest:
         tool_choice=tool_choice,
         parallel_tool_calls=parallel,
         response_format=read_response_format(fields),
+        priority=fields.integer("priority", INT32_MIN, INT32_MAX),
         user=fields.string("user", longest=256),
         metadata=_read_metadata(fields),
     )

@@ -72,6 +72,7 @@ def sampling(request: ChatRequest, defaults: GenerationDefaults, max_tokens: int
         top_logprobs=request.top_logprobs,
         json_schema=schema,
         structural_tag=tag,
+        priority=request.priority or 0,
     )
 
 

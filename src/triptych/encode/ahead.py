@@ -3,7 +3,8 @@
 Triton hands a batch over as a whole and takes its answers as a whole. A text, a picture that is
 held and a long video in one batch would leave together, and whatever comes meanwhile would wait.
 So media are encoded here, on a thread of its own, while `execute` answers what is ready; a request
-comes with leases. The order is ours too: small media first, and none waits for ever.
+comes with leases. The order is ours too: those of the lowest `priority` first, among them small
+media, and none waits for ever behind its equals.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Pending:
     """As `Item.shape` and `Item.dtype` say."""
     since: float
     """Monotonic seconds."""
+    priority: int = 0
+    """The lower goes first."""
     done: list[Done] = field(default_factory=list)
     taken: bool = False
     """It is being encoded."""
@@ -66,7 +69,9 @@ class EncodeAhead:
         self._thread = threading.Thread(target=self._run, name="triptych-encode", daemon=True)
         self._thread.start()
 
-    def submit(self, key: str, item: Item, media: torch.Tensor, done: Done) -> Callable[[], None]:
+    def submit(
+        self, key: str, item: Item, media: torch.Tensor, done: Done, priority: int = 0
+    ) -> Callable[[], None]:
         """Take a medium over; of one content, whoever brings it again waits for the first.
 
         Args:
@@ -74,6 +79,7 @@ class EncodeAhead:
             item: What it is; the family has checked it.
             media: On the host.
             done: Told when it is encoded.
+            priority: The lower goes first; of one content, the lowest that anybody gives.
 
         Returns:
             What to call when nobody waits for ``done`` any more. What nobody waits for is not
@@ -81,8 +87,9 @@ class EncodeAhead:
         """
         with self._changed:
             if not self._stopping:
-                new = Pending(key, item, media, time.monotonic())
+                new = Pending(key, item, media, time.monotonic(), priority)
                 pending = self._pending.setdefault(key, new)
+                pending.priority = min(pending.priority, priority)
                 pending.done.append(done)
                 self._changed.notify()
                 return lambda: self._withdraw(pending, done)
@@ -134,7 +141,9 @@ class EncodeAhead:
             others = [
                 one
                 for one in self._pending.values()
-                if not one.taken and one.item.tokens <= self._max_tokens
+                if not one.taken
+                and one.item.tokens <= self._max_tokens
+                and one.priority <= of.priority
             ]
             batch = self._take(others) if others else []
         if batch:
@@ -162,7 +171,7 @@ class EncodeAhead:
 
 
 def choose(pending: Iterable[Pending], max_tokens: int, now: float) -> list[Pending]:
-    """What to encode next: what has waited too long by age, then all else by size.
+    """What to encode next: by priority; of one, what has waited too long by age, then by size.
 
     Args:
         pending: Not empty.
@@ -170,9 +179,9 @@ def choose(pending: Iterable[Pending], max_tokens: int, now: float) -> list[Pend
         now: Monotonic seconds.
     """
 
-    def rank(one: Pending) -> tuple[bool, float]:
+    def rank(one: Pending) -> tuple[int, bool, float]:
         patient = now - one.since < PATIENCE_S
-        return patient, one.item.tokens if patient else one.since
+        return one.priority, patient, one.item.tokens if patient else one.since
 
     batch: list[Pending] = []
     tokens = 0

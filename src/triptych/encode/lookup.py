@@ -60,6 +60,8 @@ class Bring(msgspec.Struct, frozen=True, tag=True):
     file: str
     """Path of an open file of the sender that holds the pixels, under ``/proc``; it stays open
     until there is an answer."""
+    priority: int = 0
+    """`triptych.contract.Sampling.priority`."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):

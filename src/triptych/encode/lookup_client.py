@@ -56,7 +56,13 @@ class LookupClient:
         return None
 
     async def bring(
-        self, claim: str, content: str, note: str, item: Item, data: memoryview
+        self,
+        claim: str,
+        content: str,
+        note: str,
+        item: Item,
+        data: memoryview,
+        priority: int = 0,
     ) -> Found | None:
         """Have pixels encoded by the instance that has the least of ours to do.
 
@@ -66,6 +72,7 @@ class LookupClient:
             note: What to be told when the claim is found.
             item: What the pixels are.
             data: The pixels.
+            priority: The lower goes first.
 
         Returns:
             A lease on the embeddings, when they are made; None: they could not be.
@@ -75,7 +82,7 @@ class LookupClient:
         if link is None:
             return None
         with _shared(data) as file:
-            message = Bring(next(self._ids), claim, content, note, item, file)
+            message = Bring(next(self._ids), claim, content, note, item, file, priority)
             return await self._ask(link, message, ENCODE_TIMEOUT_S)
 
     async def close(self) -> None:

@@ -138,7 +138,9 @@ class LookupServer:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the connection
                 self._loop.call_soon_threadsafe(answer, reply)
 
-        waiting[bring.id] = self._ahead.submit(bring.content, bring.item, media, done)
+        waiting[bring.id] = self._ahead.submit(
+            bring.content, bring.item, media, done, bring.priority
+        )
 
     def _hand_over(self, take: Take, writer: asyncio.StreamWriter) -> None:
         entry = self._cache.redeem(take.lease) if take.revision == self._encoder.revision else None

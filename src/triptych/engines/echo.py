@@ -49,6 +49,7 @@ class EchoEngine(Engine):
         **dict.fromkeys((field.name for field in FIELDS), mapped("nothing is drawn")),
         **dict.fromkeys(("max_tokens", "stop", "logprobs", "top_logprobs"), SUPPORTED),
         **dict.fromkeys(("response_format", "tool_choice"), refused("it only says back")),
+        "priority": refused("its slots are given in turn"),
     }
 
     def __init__(self, *args: Any) -> None:

@@ -74,6 +74,11 @@ FIELDS: tuple[Field, ...] = (
         "fulfil the schema, as of `strict` tools; `auto` asks no engine",
         carrier="structural_tag",
     ),
+    Field(
+        "priority",
+        "whose turn it is in the queues of encoder and engine: the lower goes first, whenever it "
+        "came; 0 unless given",
+    ),
 )
 """All that reach an engine; those that none is asked for are `triptych.chat.request.UNSERVED`."""
 

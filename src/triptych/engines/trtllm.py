@@ -79,6 +79,7 @@ class TrtllmEngine(Engine):
         "stop": mapped("found in the text as it comes"),
         "logprobs": _UNTRIED,
         "top_logprobs": _UNTRIED,
+        "priority": refused("its queue has not been tried"),
     }
 
     def __init__(self, *args: Any) -> None:

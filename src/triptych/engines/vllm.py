@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 
-from triptych.contract import KV_TRANSFER, Prompt
+from triptych.contract import KV_TRANSFER, TRACEPARENT, Prompt
 from triptych.engines import vllm_environment, vllm_grammar, vllm_ingest
 from triptych.engines.arguments import read_arguments
 from triptych.engines.base import (
@@ -41,6 +41,7 @@ from triptych.errors import (
     Overloaded,
     TriptychError,
     Unavailable,
+    UnknownField,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class VllmEngine(Engine):
         "top_logprobs": SUPPORTED,
         "response_format": SUPPORTED,
         "tool_choice": SUPPORTED,
+        "priority": SUPPORTED,
     }
 
     def __init__(self, *args: Any) -> None:
@@ -85,6 +87,7 @@ class VllmEngine(Engine):
         # started it, and not only with the whole process.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="triptych-vllm")
         self._context_length = super().context_length
+        self._has_priorities = True
         self._live: dict[str, bool] = {}
         """By prompt id, whether the generation was aborted."""
         self._pids: tuple[int, ...] = ()
@@ -115,9 +118,12 @@ class VllmEngine(Engine):
         config = build_config(self.settings, self.family, given, on_cpu=on_cpu)
         self._dtype: torch.dtype = config.model_config.dtype
         self._context_length = config.model_config.max_model_len
+        self._has_priorities = config.scheduler_config.policy == "priority"
         configured = time.monotonic()
         try:
-            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            self._llm = AsyncLLM.from_vllm_config(
+                config, disable_log_stats=not config.observability_config.otlp_traces_endpoint
+            )
         except Exception as error:
             raise Unavailable(f"vLLM did not start: {error}; its own log says why") from error
         self._pids = _processes(self._llm)
@@ -142,7 +148,14 @@ class VllmEngine(Engine):
                 vllm_ingest.refer(media.ticket, prompt.id, rendered, parameters)
                 media.taken = True
             drawn = 0
-            async with aclosing(llm.generate(rendered, parameters, prompt.id)) as outputs:
+            generated = llm.generate(
+                rendered,
+                parameters,
+                prompt.id,
+                trace_headers=self._trace_headers(prompt),
+                priority=prompt.sampling.priority,
+            )
+            async with aclosing(generated) as outputs:
                 async for output in outputs:
                     self._raise_if_aborted(prompt.id)
                     if isinstance(media, Claim) and output.outputs[0].finish_reason == "error":
@@ -204,9 +217,21 @@ class VllmEngine(Engine):
         if self._live.get(prompt_id):
             raise Cancelled("the generation was aborted")
 
+    def _trace_headers(self, prompt: Prompt) -> dict[str, str] | None:
+        """The request's place in its trace, for vLLM's span of it."""
+        if not (self.settings.otlp_endpoint and prompt.traceparent):
+            return None
+        return {TRACEPARENT: prompt.traceparent}
+
     def _engine_prompt(self, prompt: Prompt, media: Media) -> dict[str, Any]:
         """The prompt as vLLM takes it, checked."""
         inputs = self.admit(prompt, media)
+        if prompt.sampling.priority and not self._has_priorities:
+            raise UnknownField(
+                "the engine vllm was started with scheduling_policy 'fcfs', "
+                f"got {prompt.sampling.priority}",
+                where="priority",
+            )
         items = [item for item, _ in media]
         if not items:
             return {"prompt_token_ids": prompt.token_ids}

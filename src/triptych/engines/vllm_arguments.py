@@ -75,7 +75,11 @@ def _defaults(settings: DecodeSettings, family: Family, *, on_cpu: bool) -> dict
         # It would keep embeddings in two processes that have to agree about its content, and the
         # encoder has a cache of them already. Keys and values are still shared by content hash.
         "mm_processor_cache_gb": 0,
-        "disable_log_stats": True,
+        # A span is made of the numbers.
+        "disable_log_stats": not settings.otlp_endpoint,
+        "otlp_traces_endpoint": settings.otlp_endpoint or None,
+        # In turn among equals, as without; an engine that is to have no priorities says "fcfs".
+        "scheduling_policy": "priority",
         "structured_outputs_config": {"backend": vllm_grammar.BACKEND},
     }
     if on_cpu:

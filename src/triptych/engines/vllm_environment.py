@@ -10,7 +10,12 @@ import os
 from triptych.engines import environment, torchvision_ops
 from triptych.engines.vllm_plugin import tie_forks
 
-_DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+_DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # Of its spans, as of ours.
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+}
 
 _CPU_DEFAULTS = {
     # The worker runs inside the engine's process instead of one more.

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from triptych.chat.request import (
     INT32_MAX,
+    INT32_MIN,
     INT64_MAX,
     INT64_MIN,
     MAX_STOPS,
@@ -246,6 +247,8 @@ class _Drawn(Struct, forbid_unknown_fields=True, kw_only=True):
     """Answers, each a generation of its own."""
     response_format: ResponseFormat | None = None
     """Where the engine can hold an answer to it; else refused."""
+    priority: Annotated[int, Meta(ge=INT32_MIN, le=INT32_MAX)] | None = None
+    """The lower goes first where requests wait, if the engine has priorities; else refused."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     """Needs ``stream``."""

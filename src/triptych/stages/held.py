@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import replace
 
 import blake3
@@ -18,6 +19,8 @@ from triptych.settings import PreprocessSettings
 
 INLINE_BYTES = 4 << 20
 """Up to this size hashing costs less than a thread does."""
+PRIORITY: ContextVar[int] = ContextVar("priority", default=0)
+"""Of the request that loads: a loader knows media, and not what they are for."""
 _NOTHING = np.empty(0, np.uint8)
 
 
@@ -95,7 +98,9 @@ class EncoderHoldings:
             timestamps=loaded.timestamps,
         )
         text = msgspec.json.encode(note).decode()
-        found = await self._client.bring(self._claim(key), content, text, item, data)
+        found = await self._client.bring(
+            self._claim(key), content, text, item, data, PRIORITY.get()
+        )
         if found is None:
             return None
         return replace(loaded, array=_NOTHING, lease=found.lease, leased_shape=item.shape)

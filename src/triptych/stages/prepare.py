@@ -24,6 +24,7 @@ from triptych.media.base import Given, Loaded, MediaOptions
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
 from triptych.stages.arrival import Arrival, check, within
+from triptych.stages.held import PRIORITY
 from triptych.stages.leased import Leased
 
 logger = logging.getLogger("triptych.stages.preprocess")
@@ -146,6 +147,7 @@ class Preparer:
             ContextTooLong: Prompt and answer do not fit the context.
             DeadlineExceeded: They take longer than the request has time.
         """
+        PRIORITY.set(begun.request.priority or 0)
         async with within(begun.arrival.deadline, "while its media were loading"):
             loaded = await _all([self._load(part, begun.tensors) for part in begun.media])
         for part, medium in zip(begun.media, loaded, strict=True):
