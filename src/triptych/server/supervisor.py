@@ -99,7 +99,8 @@ class Supervisor:
         limit = self._restarts.limit
         if pause is not None:
             when = f" in {pause:g} s" if pause else ""
-            self._say(f"{fault.what}; starting again{when} ({self._restarts.count} of {limit})")
+            why = fault.what.partition("; last lines:")[0]  # they have been shown
+            self._say(f"{why}; starting again{when} ({self._restarts.count} of {limit})")
         self.server.kill()
         self.server.stop()
         if pause is None:

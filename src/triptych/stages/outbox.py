@@ -35,7 +35,9 @@ MAX_REST_S = 0.02
 POLL_S = 0.03
 """Seconds between two looks at whether callers have gone away; sending always comes first."""
 POLL_SHARE = 0.05
-"""Of the thread's time, the most that those looks may take."""
+"""Of the thread's time, the most that those looks may take,"""
+MAX_POLL_S = 0.25
+"""unless there would be more seconds than this between two of them: one look may be slow."""
 
 
 class Parcel(msgspec.Struct, frozen=True):
@@ -287,7 +289,7 @@ class Sender:
             if cancelled:
                 self._cancel(outbox)
         now = time.monotonic()
-        self._next_poll = now + max(self._poll_s, (now - begun) / POLL_SHARE)
+        self._next_poll = now + max(self._poll_s, min((now - begun) / POLL_SHARE, MAX_POLL_S))
 
     @staticmethod
     def _cancel(outbox: Outbox) -> None:
