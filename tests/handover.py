@@ -133,10 +133,12 @@ class Owner:
 
 
 @contextmanager
-def owner(capacity: int = 512 * MIB, lease_s: float = 60.0, **environ: str) -> Iterator[Owner]:
+def owner(
+    capacity: int = 512 * MIB, lease_s: float = 60.0, device: str = "cpu", **environ: str
+) -> Iterator[Owner]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, capacity, lease_s, environ))
+    process = context.Process(target=_serve, args=(theirs, capacity, lease_s, device, environ))
     process.start()
     try:
         yield Owner(process, ours)
@@ -150,10 +152,12 @@ def owner(capacity: int = 512 * MIB, lease_s: float = 60.0, **environ: str) -> I
         ours.close()
 
 
-def _serve(pipe: Any, capacity: int, lease_s: float, environ: dict[str, str]) -> None:
+def _serve(
+    pipe: Any, capacity: int, lease_s: float, device: str, environ: dict[str, str]
+) -> None:
     os.environ.update(environ)
     torch.set_num_threads(1)
-    publisher = NixlPublisher(capacity, torch.device("cpu"), KEY, lease_s)
+    publisher = NixlPublisher(capacity, torch.device(device), KEY, lease_s)
     while True:
         command, *arguments = pipe.recv()
         if command == "close":

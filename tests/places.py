@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TRITON = "Triton's shared memory"
+GPU = "a GPU's memory"
 _MODEL = """\
 import sys
 from pathlib import Path
@@ -101,8 +102,9 @@ def watch_decode(notes: Path) -> None:
 
 
 def _note(notes: Path, what: str, tensor: Any) -> None:
+    found = GPU if tensor.is_cuda else place(tensor.data_ptr())
     with notes.open("a") as file:
-        file.write(json.dumps([what, place(tensor.data_ptr())]) + "\n")
+        file.write(json.dumps([what, found]) + "\n")
 
 
 def place(address: int) -> str:

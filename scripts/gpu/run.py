@@ -4,7 +4,7 @@
 
     python3 scripts/gpu/run.py take .pieces/00      # once for each folder, in any order
     python3 scripts/gpu/run.py install              # a virtual environment over the machine's own
-    python3 scripts/gpu/run.py check test encoder --out "$OUT"
+    python3 scripts/gpu/run.py check test handover encoder serve --out "$OUT"
 
 Each step writes what it saw to ``STEP.json``. It ends at the first step that fails, with status 1.
 """
@@ -122,11 +122,23 @@ def encoder() -> Seen:
     return _json_of([PYTHON, ROOT / "scripts" / "gpu" / "encoder.py"])
 
 
+def handover() -> Seen:
+    """Embeddings from one process's device memory to another's; see ``handover.py``."""
+    return _json_of([PYTHON, ROOT / "scripts" / "gpu" / "handover.py"])
+
+
+def serve() -> Seen:
+    """Time to first token beside vLLM's own server; see ``serve.py``."""
+    return _json_of([PYTHON, ROOT / "scripts" / "gpu" / "serve.py"])
+
+
 STEPS: dict[str, Callable[[], Seen]] = {
     "install": install,
     "check": check,
     "test": test,
     "encoder": encoder,
+    "handover": handover,
+    "serve": serve,
 }
 
 

@@ -1,0 +1,54 @@
+"""Hand-over on a GPU: device memory to device memory, and never by way of the host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import places
+from handover import KEY, MIB, Spec, owner, same
+from pictures import noise
+from triptych.handover.reader import NixlFetcher
+from triptych_client import Client, image, user
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def far(cuda):
+    with owner(256 * MIB, device=str(cuda)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def fetcher(cuda):
+    fetcher = NixlFetcher(256 * MIB, KEY, device=cuda)
+    yield fetcher
+    fetcher.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 8), (1369, 3584), (4096, 8192)])
+def test_embeddings_stay_on_the_device_bit_for_bit(cuda, far, fetcher, dtype, shape):
+    specs = [Spec(seed, shape, dtype) for seed in range(2)]
+    tensors = fetcher.fetch(far.publish(*specs)).result(30)
+    for tensor, spec in zip(tensors, specs, strict=True):
+        assert tensor.device == cuda
+        assert same(tensor.cpu(), spec)
+    far.leases(0)
+
+
+def test_embeddings_cross_stubs_without_the_host(cuda, start_server, echo_repository, tmp_path):
+    repository, notes = tmp_path / "model_repository", tmp_path / "notes"
+    shutil.copytree(echo_repository, repository)
+    places.watch(repository, notes)
+    server = start_server("echo", options={"model_repository": str(repository)})
+    with Client(f"localhost:{server.grpc_port}") as client:
+        asked = user(image(noise(280, 280, seed=1)), "What is this?")
+        client.chat([asked], model="chat_echo", stream=False, max_tokens=1)
+    server.stop()
+    seen = [json.loads(line) for line in notes.read_text().splitlines()]
+    assert [what for what, _ in seen] == ["tower", "encoder", "decode", "engine"]
+    assert all(place == places.GPU for _, place in seen), seen
