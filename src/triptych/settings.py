@@ -222,6 +222,9 @@ STAGES: tuple[type[Settings], ...] = (
 NAMES: frozenset[str] = frozenset(name for stage in STAGES for name in stage.__struct_fields__)
 """Every setting that some stage has."""
 
+SECRETS = frozenset({"handover_key", "media_proxy"})
+"""Those whose values are shown to nobody: a proxy's URL may have a password in it."""
+
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 

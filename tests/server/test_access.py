@@ -20,6 +20,7 @@ pytestmark = pytest.mark.server
 
 MODEL = "chat_echo"
 HEADER = "triptych-key"
+SECRET = "nobody reads this in a log"
 
 Clients = list[tuple[str, Any]]
 
@@ -93,9 +94,15 @@ def test_the_key_is_in_no_log(echo_server: Server) -> None:
     assert key not in echo_server.log.tail(10_000)
 
 
-def test_with_the_flags_it_is_open(start_server: Callable[..., Server]) -> None:
+def test_with_the_flags_it_is_open_and_tells_no_secrets(
+    start_server: Callable[..., Server],
+) -> None:
     open_server = start_server(
-        "echo", options={"allow_shared_memory": True, "allow_model_control": True}
+        "echo",
+        options={"allow_shared_memory": True, "allow_model_control": True},
+        handover_key=SECRET,
+        log_level="debug",
+        log_content=True,
     )
     name = f"triptych-test-{uuid.uuid4().hex[:8]}"
     region = shared_memory.create_shared_memory_region(name, f"/{name}", 64)
@@ -110,6 +117,9 @@ def test_with_the_flags_it_is_open(start_server: Callable[..., Server]) -> None:
             assert client.is_model_ready(MODEL)
             client.update_log_settings({"log_verbose_level": 0})
             client.close()
+        with Client(f"localhost:{open_server.grpc_port}") as asking:
+            assert asking.chat("Hello", model=MODEL, stream=False).text
+        assert SECRET not in open_server.log.tail(10_000)
     finally:
         shared_memory.destroy_shared_memory_region(region)
         open_server.stop()

@@ -227,6 +227,16 @@ def test_settings_in_force_and_their_sources(tmp_path):
     assert told["model"] == ("", "not set")
 
 
+def test_a_secret_is_not_shown(tmp_path):
+    given = {"TRIPTYCH_HANDOVER_KEY": "of the house"}
+    shown = {each.name: each.value for each in settings_in_force(write_config(tmp_path), given)}
+    assert shown["handover_key"] == "(set)"
+    assert "of the house" not in shown.values()
+    for stage in settings.STAGES:
+        secret = {name for name in stage.__struct_fields__ if re.search("key|proxy|secret", name)}
+        assert secret <= settings.SECRETS
+
+
 @pytest.mark.parametrize(
     ("parameters", "environ", "said"),
     [

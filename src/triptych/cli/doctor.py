@@ -218,6 +218,8 @@ def _stage(path: Path, kind: type[settings.Settings], environ: Mapping[str, str]
         value = getattr(values, name)
         if name == "model" and source == "default":
             value, source = "", "not set"
+        elif name in settings.SECRETS and value:
+            value = "(set)"
         found.append(Setting(path.parent.name, name, value, source))
     return found
 
