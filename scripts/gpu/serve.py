@@ -124,6 +124,7 @@ def _told(measured: dict[str, list[Measured]]) -> dict[str, Any]:
             "ttft_ms": sorted(one.ttft for one in rounds)[middle] * 1e3,
             "ttft_p99_ms": sorted(one.ttft_p99 for one in rounds)[middle] * 1e3,
             "requests_per_s": sorted(one.requests_per_s for one in rounds)[middle],
+            "cpu_s": sorted(one.cpu_per_request for one in rounds)[middle],
             "errors": sum(one.errors for one in rounds),
         }
     for figures in told.values():
