@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,3 +33,17 @@ async def sglang(family: Family, **settings: Any) -> AsyncIterator[SglangEngine]
         yield engine
     finally:
         await engine.stop()
+
+
+def run(program: str, asked: Any = None, **environ: str) -> Any:
+    """What a program in SGLang's environment prints as JSON, given ``asked`` likewise."""
+    done = subprocess.run(
+        [PYTHON, "-P", "-c", program],
+        input=json.dumps(asked),
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

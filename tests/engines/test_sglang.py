@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from engine_contract import SLOTS, EngineContract, long, words
 from engine_sampling import SamplingContract
 from engine_tokens import TokensContract
 from generations import changed, collect, generation, picture, text
-from sglang_engine import Sglang, sglang
+from sglang_engine import Sglang, run, sglang
 from triptych import families
 from triptych.engines.base import Engine
 from triptych.engines.sglang_scratch import LOADS
@@ -162,6 +163,36 @@ async def test_wrong_engine_arguments_are_named(
         async with sglang(family, engine_args=str(file)):
             pass
     assert not children() - before
+
+
+PROGRAM = """
+import json, sys
+from triptych import families
+from triptych.engines import sglang_process
+_, on_cpu = sglang_process._import()
+from triptych.engines.sglang_arguments import build_arguments
+from triptych.settings import DecodeSettings
+model, files = json.load(sys.stdin)
+family = families.load(model)
+sides = []
+for file in files:
+    settings = DecodeSettings(model=model, engine_args=file)
+    arguments, _ = build_arguments(settings, family, on_cpu=on_cpu)
+    sides.append(arguments.disaggregation_mode)
+print(json.dumps(sides))
+"""
+
+
+async def test_the_documented_sides_are_arguments_that_sglang_takes(
+    family: Family, repository_root: Path, tmp_path: Path
+) -> None:
+    document = (repository_root / "docs" / "prefill-decode.md").read_text()
+    examples = re.findall(r"^```json\n(.*?)^```", document.partition("## SGLang")[2], re.M | re.S)
+    files = [tmp_path / f"{number}.json" for number in range(len(examples))]
+    for file, example in zip(files, examples, strict=True):
+        file.write_text(example)
+    asked = [str(family.checkpoint.path), [str(file) for file in files]]
+    assert await asyncio.to_thread(run, PROGRAM, asked) == ["prefill", "decode"]
 
 
 async def test_an_environment_without_sglang_is_named(family: Family) -> None:

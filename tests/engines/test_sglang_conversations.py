@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from typing import Any
 
 import msgspec
 import pytest
 
-from sglang_engine import PYTHON
+from sglang_engine import run
 from triptych.chat.conversations import CONVERSATIONS, MANY_IMAGES
 from triptych.chat.request import parse
 
@@ -66,17 +63,6 @@ def test_they_are_written_as_sglang_writes_them() -> None:
         for name, conversation in CONVERSATIONS.items()
         for messages in chats(list(conversation.media))
     ]
-    done = subprocess.run(
-        [PYTHON, "-P", "-c", PROGRAM],
-        input=json.dumps(asked),
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for (name, messages), expected in zip(
-        asked, json.loads(done.stdout.splitlines()[-1]), strict=True
-    ):
+    for (name, messages), expected in zip(asked, run(PROGRAM, asked), strict=True):
         ours = parse(msgspec.json.encode({"messages": messages})).messages
         assert CONVERSATIONS[name].render(ours) == expected, (name, messages)

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from typing import Any
-
 import pytest
 
-from sglang_engine import PYTHON
+from sglang_engine import run
 
 pytestmark = pytest.mark.engine
-
-
-def run(program: str, **environ: str) -> Any:
-    """What a program in SGLang's environment prints as JSON."""
-    done = subprocess.run(
-        [PYTHON, "-P", "-c", program],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_gpu_never_loads_it() -> None:
