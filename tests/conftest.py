@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
+from faults.repository import with_echo
 from triptych.server import Server, ServerOptions
 
 ROOT = Path(__file__).parents[1]
@@ -45,25 +46,13 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def echo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model repository with the engine ``echo``, made as a person would add an engine.
-
-    Copy two folders, write the engine's name where vLLM's was: that this serves is the proof that
-    an engine needs no more.
-    """
-    repository = tmp_path_factory.mktemp("models") / "model_repository"
-    shutil.copytree(ROOT / "model_repository", repository)
+    """The model repository with the engine ``echo``."""
+    repository = with_echo(tmp_path_factory.mktemp("models") / "model_repository")
     # Environments of engines lie beside the repository.
     (repository.parent / ".venvs").symlink_to(ROOT / ".venvs")
     # A model's own folder is on the path of its stub and of no other.
     stand_in = ROOT / "tests" / "fakes" / "tensorrt_llm"
     shutil.copytree(stand_in, repository / "decode_trtllm" / "1" / stand_in.name)
-    for model in ("decode", "chat"):
-        folder = repository / f"{model}_echo"
-        shutil.copytree(ROOT / "model_repository" / f"{model}_vllm", folder)
-        for file in (folder / "config.pbtxt", folder / "1" / "model.py"):
-            if file.exists():
-                text = file.read_text().replace("vllm", "echo").replace("Vllm", "Echo")
-                file.write_text(text)
     return repository
 
 

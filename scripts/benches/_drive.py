@@ -16,12 +16,14 @@ class Sample(msgspec.Struct):
     """One request."""
 
     sent: float
-    """`time.perf_counter`, like the next two."""
+    """`time.perf_counter`, like the next two; of an error, ``last`` is when it came."""
     first: float = 0.0
     last: float = 0.0
     tokens: int = 0
     text: str = ""
     error: str = ""
+    refused: bool = False
+    """The server had enough to do."""
 
     @property
     def ttft(self) -> float:
@@ -129,6 +131,8 @@ async def _ask(peer: Peer, body: bytes) -> Sample:
             sample.tokens = tokens or sample.tokens
     except (TimeoutError, StreamError, OSError) as error:
         sample.error = f"{type(error).__name__}: {error}"
+        sample.refused = isinstance(error, StreamError) and error.refused
+        sample.last = time.perf_counter()
     sample.text = "".join(texts)
     if not sample.error and not sample.first:
         sample.error = "an answer without text"

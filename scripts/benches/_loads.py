@@ -31,7 +31,7 @@ class Loads:
     def __init__(self, model: str) -> None:
         self._model = model
         self._numbers = itertools.count(1)
-        self._plain = {size: photograph(size) for size in (512, 1024)}
+        self._plain = {size: photograph(size) for size in (256, 512, 1024)}
         self._clips = itertools.cycle([clip(seed) for seed in range(8)])
         self._same = self._picture(1024)
         self.kinds: dict[str, Callable[[], bytes]] = {
@@ -39,12 +39,26 @@ class Loads:
             "unique image": lambda: self._body([self._picture(1024)], 16),
             "same image": lambda: self._body([self._same], 16),
             "four images": lambda: self._body([self._picture(512) for _ in range(4)], 16),
+            "small image": lambda: self._body([self._picture(256)], 64),
             "clip": lambda: self._body([self._clip()], 16),
         }
 
     def take(self, kind: str, count: int) -> list[bytes]:
         """So many requests of a kind of load, all of them made before the first is sent."""
         return [self.kinds[kind]() for _ in range(count)]
+
+    def hopeless(self, count: int) -> list[bytes]:
+        """Requests whose answer no context has room for."""
+        return [self._body([], 1 << 24) for _ in range(count)]
+
+    def asking(self, pictures: int, size: int) -> bytes:
+        """A request about so many pictures of ``size``² pixels."""
+        return self._body([self._picture(size) for _ in range(pictures)], 16)
+
+    def talk(self, turns: int, shown: int, size: int) -> list[bytes]:
+        """The requests of one user, each with the pictures of the last but one, and a new one."""
+        pictures = [self._picture(size) for _ in range(turns + shown - 1)]
+        return [self._body(pictures[turn : turn + shown], 16) for turn in range(turns)]
 
     def _body(self, parts: list[dict[str, Any]], max_tokens: int) -> bytes:
         # The number stands first, so that no request finds the beginning of another in a cache

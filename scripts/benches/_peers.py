@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from triptych_client import Overloaded
 from triptych_client.conversation import Conversation, Server
 from triptych_client.grpc_transport import AsyncGrpcTransport
 from triptych_client.requests import Call
@@ -37,6 +38,11 @@ Piece = tuple[str, int]
 
 class StreamError(Exception):
     """The server answered with an error, before the stream or in it."""
+
+    def __init__(self, what: str, *, refused: bool = False) -> None:
+        super().__init__(what)
+        self.refused = refused
+        """Because it has enough to do."""
 
 
 class Processes:
@@ -156,7 +162,8 @@ class OpenAIPeer(Peer):
         headers = {"content-type": "application/json"}
         async with self._session.post(self._url, data=body, headers=headers) as response:
             if response.status != 200:
-                raise StreamError(f"{response.status}: {(await response.text())[:300]}")
+                what = f"{response.status}: {(await response.text())[:300]}"
+                raise StreamError(what, refused=response.status == 429)
             _acknowledge_at_once(response)
             async for line in response.content:
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
@@ -187,7 +194,7 @@ class TritonPeer(Peer):
             while (chunk := await conversation.next()) is not None:
                 yield chunk.text, chunk.usage.completion_tokens if chunk.usage else 0
         except Exception as error:
-            raise StreamError(str(error)) from error
+            raise StreamError(str(error), refused=isinstance(error, Overloaded)) from error
         finally:
             await conversation.close()
 
@@ -196,16 +203,22 @@ class TritonPeer(Peer):
         await self._server.close()
 
 
-def start_triptych(model: Path, folder: Path, arguments: Sequence[str] = ()) -> dict[str, Any]:
+def start_triptych(
+    model: Path,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """``triptych serve --openai``.
 
     Args:
         model: Its checkpoint.
         folder: Where its log goes.
         arguments: More flags.
+        environ: What its environment has besides ours.
 
     Returns:
-        The `Processes`, the address of Triton's gRPC, and the gateway's URL.
+        The `Processes`, the addresses of Triton's gRPC and HTTP, and the gateway's URL.
     """
     http, grpc, metrics, openai = free_ports(4)
     command = [
@@ -213,11 +226,12 @@ def start_triptych(model: Path, folder: Path, arguments: Sequence[str] = ()) -> 
         *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"),
         *(f"--openai-port={openai}", f"--served-model-name={model}", *arguments),
     ]
-    processes = Processes(command, {}, folder / "triptych.log")
+    processes = Processes(command, environ or {}, folder / "triptych.log")
     url = f"http://127.0.0.1:{openai}"
     return {
         "processes": processes,
         "grpc": f"127.0.0.1:{grpc}",
+        "http": f"127.0.0.1:{http}",
         "url": url,
         "ready": f"{url}/health/ready",
     }
