@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +21,8 @@ from triptych.errors import TriptychError
 from triptych.server import Server, ServerOptions
 from triptych_client import Client, TriptychClientError, image, user
 
-CHECKPOINT = Path(__file__).parents[1] / "models" / "tiny-qwen2.5-vl"
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "models" / "tiny-qwen2.5-vl"
 ASKED = ("contents", "count", "place", "background")
 """Types of question for the picture that the demo draws."""
 
@@ -38,12 +40,19 @@ def demo(
     model: Annotated[
         Path, typer.Option(help="Checkpoint to serve.", exists=True, file_okay=False)
     ] = CHECKPOINT,
+    engine: Annotated[
+        str, typer.Option(help="vllm or sglang, whose environment is made first.")
+    ] = "vllm",
     seed: Annotated[int | None, typer.Option(help="Draws the same picture again.")] = None,
 ) -> None:
     """Serve the tiny model, and ask it about a picture drawn on the spot."""
+    if failed := subprocess.run([ROOT / "scripts" / "setup", "--engine", engine]).returncode:
+        raise typer.Exit(failed)
     began = time.monotonic()
     seed = secrets.randbelow(10_000) if seed is None else seed
-    options = ServerOptions(model=str(model), http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions(
+        model=str(model), engine=engine, http_port=0, grpc_port=0, metrics_port=0
+    )
     try:
         with Server(options) as server:
             with out.status(f"tritonserver loads {model.name}"):
@@ -53,10 +62,11 @@ def demo(
                 Client(f"localhost:{server.grpc_port}") as client,
                 tempfile.TemporaryDirectory() as folder,
             ):
-                wrong = ask_about_drawing(client, Path(folder) / f"drawn-{seed}.png", seed)
+                chat = Chat(client, options.chat_model)
+                wrong = ask_about_drawing(chat, Path(folder) / f"drawn-{seed}.png", seed)
                 for picture in pictures or ():
                     show(picture)
-                    ask(client, picture, question)
+                    chat.ask(picture, question)
     except (TriptychError, TriptychClientError) as error:
         out.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from None
@@ -65,14 +75,14 @@ def demo(
         raise typer.Exit(1)
 
 
-def ask_about_drawing(client: Client, picture: Path, seed: int) -> int:
+def ask_about_drawing(chat: Chat, picture: Path, seed: int) -> int:
     """Draw shapes, ask about them, and return how many answers were not what was drawn."""
     scene, asked = drawing(seed)
     draw(scene, (320, 240)).save(picture)
     show(picture)
     wrong = 0
     for text, expected in asked:
-        answer = ask(client, picture, text)
+        answer = chat.ask(picture, text)
         if answer != expected:
             wrong += 1
             out.print(f"  [red]✗ drawn was: {expected}[/red]")
@@ -90,19 +100,27 @@ def drawing(seed: int) -> tuple[Scene, list[tuple[str, str]]]:
             return scene, [(by_type[kind].text, by_type[kind].answer) for kind in ASKED]
 
 
-def ask(client: Client, picture: Path, question: str) -> str:
-    """Ask, print the answer as it streams, and its time to first token."""
-    out.print(Text.assemble("  ", (question, "bold"), "  "), end="")
-    sent = time.monotonic()
-    first = 0.0
-    answer = ""
-    for chunk in client.chat([user(question, image(picture))], temperature=0, max_tokens=128):
-        first = first or time.monotonic() - sent
-        answer += chunk.text
-        out.print(Text(chunk.text, "green"), end="")
-        out.file.flush()
-    out.print(f"  [dim]first token after {1000 * first:.0f} ms[/dim]")
-    return answer
+class Chat:
+    """One ensemble of the server."""
+
+    def __init__(self, client: Client, model: str) -> None:
+        self._client = client
+        self._model = model
+
+    def ask(self, picture: Path, question: str) -> str:
+        """Ask, print the answer as it streams, and its time to first token."""
+        out.print(Text.assemble("  ", (question, "bold"), "  "), end="")
+        sent = time.monotonic()
+        first = 0.0
+        answer = ""
+        message = user(question, image(picture))
+        for chunk in self._client.chat([message], model=self._model, temperature=0, max_tokens=128):
+            first = first or time.monotonic() - sent
+            answer += chunk.text
+            out.print(Text(chunk.text, "green"), end="")
+            out.file.flush()
+        out.print(f"  [dim]first token after {1000 * first:.0f} ms[/dim]")
+        return answer
 
 
 def show(picture: Path, width: int = 48) -> None:
