@@ -160,6 +160,8 @@ def test_an_engine_killed_in_a_stream_is_told_and_replaced(single: Served) -> No
     if single.engine not in PROCESSES:
         pytest.skip(f"the stand-in of {single.engine} runs in the stub")
     expected = single.ask([noise(60, 60)], "And now?").text
+    stubs = single.processes(f"decode_{single.engine}/")
+    assert len(stubs) == 1
     for process in PROCESSES[single.engine]:
         chunks = iter(single.stream())
         next(chunks)
@@ -168,6 +170,7 @@ def test_an_engine_killed_in_a_stream_is_told_and_replaced(single: Served) -> No
         with pytest.raises(Unavailable, match="engine"):
             list(chunks)
         assert answer_again(single, [noise(60, 60)], "And now?") == expected
+    assert single.processes(f"decode_{single.engine}/") == stubs, "the stage itself lives on"
 
 
 def answer_again(served: Served, pictures: list[Image.Image], question: str) -> str:

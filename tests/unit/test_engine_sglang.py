@@ -22,6 +22,8 @@ from triptych.engines.base import Engine
 from triptych.engines.sglang import SglangEngine, _hash
 from triptych.engines.sglang_arguments import (
     LONGER_CONTEXT,
+    MARGIN,
+    _on_cpu,
     check_arguments,
     find_context,
 )
@@ -135,6 +137,22 @@ def test_arguments_that_the_engine_rests_on_are_refused() -> None:
         check_arguments({"nnodes": 2}, {"nnodes"})
     with pytest.raises(ConfigurationError, match=r"'tp_sise'; did you mean 'tp_size'\?"):
         check_arguments({"tp_sise": 2}, {"tp_size"})
+
+
+def test_a_cpu_keeps_a_gib_of_keys_and_values_or_one_request(family: Family) -> None:
+    """And never a part of what memory happens to be free."""
+
+    def kept(length: int, **settings: Any) -> int:
+        return _on_cpu(DecodeSettings(model="-", **settings), family, length)["max_total_tokens"]
+
+    config = family.checkpoint.text_config
+    width = config["hidden_size"] // config["num_attention_heads"]
+    heads = config["num_key_value_heads"]
+    token = 2 * config["num_hidden_layers"] * heads * width * 4
+    assert kept(100, max_num_seqs=2) == 2 * (100 + MARGIN)
+    assert kept(100, max_num_seqs=1 << 30) == (1 << 30) // token
+    assert kept(100, max_num_seqs=1 << 30, engine_dtype="bfloat16") == (1 << 30) // (token // 2)
+    assert kept(1 << 30) == (1 << 30) + MARGIN
 
 
 def test_the_context_is_the_checkpoints_at_most(
