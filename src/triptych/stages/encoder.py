@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
@@ -32,6 +33,9 @@ from triptych.stages.roads import Publishers
 from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.encoder")
+
+_NO_TICKET = contract.encode(contract.Ticket([]))
+_NO_EMBEDDINGS = np.empty((1, 0), np.uint8)
 
 
 class EncoderModel:
@@ -70,13 +74,20 @@ class EncoderModel:
         publishers: list[Publisher] = []
         for place, request in enumerate(requests):
             try:
-                items, media = read_items(request), read_media(request)
+                items = read_items(request)
+                if not items:  # every text comes by here, and has no time to lose
+                    answers[place] = _nothing(request)
+                    continue
+                media = read_media(request)
                 outputs = request.requested_output_names()
                 publishers.append(self._publishers.choose(outputs, items))
                 work.append((items, media))
                 places.append(place)
             except Exception as error:
                 answers[place] = self._refuse(request, error)
+        if not work:
+            self._metrics.show(self._encoder.cache, self._publishers.leases)
+            return answers
         try:
             encoded = self._encoder.encode(work, [publisher.room for publisher in publishers])
         except Exception as error:
@@ -134,6 +145,17 @@ class EncoderModel:
             self._publishers.close()
         if hasattr(self, "_telemetry"):
             self._telemetry.stop()
+
+
+def _nothing(request: Any) -> Any:
+    """The response to a request without media, made without torch."""
+    wanted = request.requested_output_names()
+    tensors = []
+    if contract.EMBEDDINGS in wanted:
+        tensors.append(backend.uint8_tensor(contract.EMBEDDINGS, _NO_EMBEDDINGS))
+    if contract.TICKET in wanted:
+        tensors.append(backend.text_tensor(contract.TICKET, _NO_TICKET, shape=(1, 1)))
+    return backend.response(*tensors)
 
 
 def choose_device(name: str, args: Mapping[str, str]) -> torch.device:

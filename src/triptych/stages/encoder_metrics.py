@@ -83,8 +83,8 @@ class Metrics:
             items, tokens = self._passes.popleft()
             self._items.observe(items)
             self._counters["triptych_encoder_tokens_total"].increment(tokens)
-        self._leases["cache"].set(cache.leases)
-        self._leases["arena"].set(lent)
+        self._set(self._leases["cache"], "leases cache", cache.leases)
+        self._set(self._leases["arena"], "leases arena", lent)
         counts = cache.counters
         for name, count in (
             ("hits", counts.hits),
@@ -95,8 +95,14 @@ class Metrics:
         ):
             self._raise(self._counters[f"triptych_encoder_cache_{name}_total"], name, count)
         for tier in _TIERS:
-            self._bytes[tier].set(cache.nbytes(tier))
+            self._set(self._bytes[tier], f"bytes {tier}", cache.nbytes(tier))
             self._raise(self._evictions[tier], f"evictions {tier}", counts.evictions[tier])
+
+    def _set(self, gauge: Any, name: str, value: float) -> None:
+        """Tell a gauge, if it has changed: each costs a round trip to tritonserver."""
+        if value != self._shown.get(name):
+            gauge.set(value)
+            self._shown[name] = value
 
     def _raise(self, counter: Any, name: str, total: float) -> None:
         """Add what came since the last time.
@@ -104,8 +110,9 @@ class Metrics:
         A counter outlives its model: after a reload it stands where it stood, and the cache begins
         at 0.
         """
-        counter.increment(total - self._shown.get(name, 0.0))
-        self._shown[name] = total
+        if more := total - self._shown.get(name, 0.0):
+            counter.increment(more)
+            self._shown[name] = total
 
     def _family(self, name: str, description: str, kind: Any) -> Any:
         family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
