@@ -26,20 +26,21 @@ class Loads:
 
     Args:
         model: The name in them.
+        tokens: Of an answer to a text.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, tokens: int = 64) -> None:
         self._model = model
         self._numbers = itertools.count(1)
         self._plain = {size: photograph(size) for size in (256, 512, 1024)}
         self._clips = itertools.cycle([clip(seed) for seed in range(8)])
         self._same = self._picture(1024)
         self.kinds: dict[str, Callable[[], bytes]] = {
-            "text": lambda: self._body([], 64),
+            "text": lambda: self._body([], tokens),
             "unique image": lambda: self._body([self._picture(1024)], 16),
             "same image": lambda: self._body([self._same], 16),
             "four images": lambda: self._body([self._picture(512) for _ in range(4)], 16),
-            "small image": lambda: self._body([self._picture(256)], 64),
+            "small image": lambda: self._body([self._picture(256)], tokens),
             "clip": lambda: self._body([self._clip()], 16),
         }
 
