@@ -1,12 +1,13 @@
-"""An engine that fetches embeddings itself, asked as one that is given them."""
+"""The engines that run here, also one that fetches embeddings, asked as one that is given them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 from handover import MIB, SECRET, Owner, owner
+from sglang_engine import sglang
 from triptych.contract import Prompt
 from triptych.engines.base import Delta, Engine, Media
 from triptych.engines.claim import Claim
@@ -15,6 +16,8 @@ from triptych.families import Family
 from triptych.settings import DecodeSettings
 
 INGESTS = ["inline", "connector"]
+ENGINES = [*INGESTS, "sglang"]
+"""vLLM by the ways in which it is given embeddings, and SGLang."""
 
 
 class ByTicket:
@@ -63,3 +66,8 @@ async def vllm(family: Family, ingest: str, **settings: Any) -> AsyncIterator[An
             far.leases(0)
     finally:
         await engine.stop()
+
+
+def started(family: Family, name: str) -> AbstractAsyncContextManager[Any]:
+    """One of `ENGINES`."""
+    return sglang(family) if name == "sglang" else vllm(family, name)

@@ -20,11 +20,10 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
-from by_ticket import INGESTS, vllm
+from by_ticket import ENGINES, started
 from checkpoints import tiny_llava, tiny_llava_next_video, tiny_qwen2_audio
 from generations import collect, said, whole
 from raw_vllm import Raw, RawVllm
-from sglang_engine import sglang
 from triptych import families
 from triptych.chat.prompt import MediumSize, PromptBuilder
 from triptych.chat.request import parse
@@ -240,17 +239,13 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return KINDS[request.param](tmp_path_factory.mktemp("family") / request.param)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*INGESTS, "sglang"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     """Both ways for embeddings into vLLM, and SGLang."""
     if request.param != "inline" and kind.family.engine_encodes:
         pytest.skip(f"{kind.family.name} goes into an engine as pixels, which vLLM alone takes")
-    if request.param == "sglang":
-        async with sglang(kind.family) as engine:
-            yield engine
-    else:
-        async with vllm(kind.family, request.param) as engine:
-            yield engine
+    async with started(kind.family, request.param) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -22,10 +22,9 @@ import torch
 from PIL import Image
 
 import qwen_checkpoints as tiny
-from by_ticket import INGESTS, vllm
+from by_ticket import ENGINES, started
 from generations import collect, said, whole
 from raw_vllm import Raw, RawVllm
-from sglang_engine import sglang
 from triptych import families
 from triptych.chat.prompt import MediumSize, PromptBuilder
 from triptych.chat.request import parse
@@ -252,15 +251,11 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Kind(make(tmp_path_factory.mktemp("family") / request.param), cases)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*INGESTS, "sglang"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def engine(kind: Kind, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     """Both ways for embeddings into vLLM, and SGLang."""
-    if request.param == "sglang":
-        async with sglang(kind.family) as engine:
-            yield engine
-    else:
-        async with vllm(kind.family, request.param) as engine:
-            yield engine
+    async with started(kind.family, request.param) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
