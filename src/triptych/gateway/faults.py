@@ -8,6 +8,8 @@ The gateway's own, beside those of `triptych.errors` and the client's:
     ├── BodyTimeout       request_timeout         408
     ├── BodyTooLarge      request_too_large       413
     └── BodyType          unsupported_media_type  415
+    Unavailable
+    └── NotReady          unavailable             503
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from triptych.errors import InvalidRequest, TriptychError
+from triptych.errors import InvalidRequest, TriptychError, Unavailable
 from triptych.gateway.schema import Error, ErrorResponse
 from triptych_client.errors import ConnectionFailed, TriptychClientError
 
@@ -68,10 +70,14 @@ class BodyType(InvalidRequest):
     code, http_status = "unsupported_media_type", 415
 
 
+class NotReady(Unavailable):
+    """Told to whoever asks whether a chat would be answered, which is no failure of a request."""
+
+
 def error_json(fault: Fault, request_id: str) -> bytes:
     """OpenAI's error object for ``fault``. What is not the caller's doing is logged."""
     message = fault.what
-    if fault.http_status >= 500:
+    if fault.http_status >= 500 and not isinstance(fault, NotReady):
         logger.warning("request %s: %s: %s", request_id, fault.code, fault.what)
         message = public(fault, request_id)
     return write_error(fault.http_status, message, param=fault.where or None, code=fault.code)

@@ -15,7 +15,7 @@ import msgspec
 
 from triptych.errors import Unavailable
 from triptych.gateway.backend import Backend
-from triptych.gateway.faults import FAULTS, Fault, public
+from triptych.gateway.faults import FAULTS, NotReady, public
 
 logger = logging.getLogger("triptych.gateway")
 
@@ -40,13 +40,14 @@ class Readiness:
         self._backend = backend
         self._model = model
         self._lock = asyncio.Lock()
-        self._refused = (0.0, Unavailable("not asked yet"))
+        self._refused = (0.0, NotReady("not asked yet"))
+        self._state = "ready"
 
     async def check(self) -> None:
         """Return if a chat would be answered.
 
         Raises:
-            Unavailable: Why it would not.
+            NotReady: Why it would not.
         """
         async with self._lock:
             when, refusal = self._refused
@@ -55,8 +56,17 @@ class Readiness:
             try:
                 await self._ask_all()
             except FAULTS as error:
-                self._refused = (time.monotonic(), _refusal(error))
+                # To a probe even a wrong value is a state of the server.
+                self._refused = (time.monotonic(), NotReady(public(error, PROBE_ID)))
+                self._tell(f"not ready: {error.code}: {error.what}")
                 raise self._refused[1] from None
+            self._tell("ready")
+
+    def _tell(self, state: str) -> None:
+        """Log what has changed: probes come every second."""
+        if state != self._state:
+            self._state = state
+            logger.warning("%s", state)
 
     async def _ask_all(self) -> None:
         ensembles = [self._model] if self._model else await self._backend.ensembles()
@@ -80,10 +90,3 @@ class Readiness:
         async with aclosing(pieces):
             async for _ in pieces:
                 pass
-
-
-def _refusal(error: Fault) -> Unavailable:
-    """``error`` as a state of the server: to a probe even a wrong value is one."""
-    if not isinstance(error, Unavailable):
-        logger.warning("not ready: %s: %s", error.code, error.what)
-    return Unavailable(public(error, PROBE_ID))
