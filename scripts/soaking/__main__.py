@@ -39,6 +39,8 @@ FLAGS = {
     "media-cache-urls": 100,
     "encoder-cache-mb": 4,
     "max-num-seqs": SLOTS,
+    # A small cache of keys and values too, whose pages are taken as they are first used.
+    "max-model-len": 2048,
     "encoder-lease-s": LEASE_S,
     "handover-lease-s": LEASE_S,
     "echo-token-delay-s": 0.004,
@@ -121,7 +123,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="a checkpoint")
     parser.add_argument("--output", type=Path, default=ROOT / ".cache" / "soak", help="a directory")
     parser.add_argument("--json", action="store_true", help="print only the report, as JSON")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.model = arguments.model.resolve()
+    return arguments
 
 
 @contextlib.contextmanager
