@@ -202,6 +202,25 @@ class EngineContract:
         answers = await asyncio.gather(*(collect(engine, *case) for case in cases))
         assert len({text(deltas) for deltas in answers}) == 1
 
+    async def test_the_lower_priority_goes_first(self, engine: Engine, family: Family) -> None:
+        """Both slots are taken; who came last, and has the lower number, gets the next one."""
+        need(engine, "priority")
+        ended: list[int] = []
+
+        async def ask(priority: int, max_tokens: int) -> None:
+            prompt, _ = generation(family, words(family), max_tokens=max_tokens, priority=priority)
+            await collect(engine, prompt)
+            ended.append(priority)
+
+        running = [asyncio.create_task(ask(0, 300)) for _ in range(SLOTS)]
+        await asyncio.sleep(0.2)
+        waiting = []
+        for priority in (9, 5, -2):
+            waiting.append(asyncio.create_task(ask(priority, 4)))
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*running, *waiting)
+        assert [priority for priority in ended if priority] == [-2, 5, 9]
+
     @pytest.mark.parametrize(
         "fault",
         ["none", "too many", "too few tokens", "too narrow", "too wide", "dtype", "no grid",

@@ -81,25 +81,6 @@ async def test_seeds_differ(engine: Engine, family: Family) -> None:
     assert len(said) > 1
 
 
-async def test_the_lower_priority_goes_first(engine: Engine, family: Family) -> None:
-    """Both slots are taken; who came last, and has the lower number, gets the next one."""
-    ended: list[int] = []
-
-    async def ask(priority: int, max_tokens: int) -> None:
-        prompt, _ = generation(family, words(family), max_tokens=max_tokens, priority=priority)
-        await collect(engine, prompt)
-        ended.append(priority)
-
-    running = [asyncio.create_task(ask(0, 300)) for _ in range(SLOTS)]
-    await asyncio.sleep(0.2)
-    waiting = []
-    for priority in (9, 5, -2):
-        waiting.append(asyncio.create_task(ask(priority, 4)))
-        await asyncio.sleep(0.05)
-    await asyncio.gather(*running, *waiting)
-    assert [priority for priority in ended if priority] == [-2, 5, 9]
-
-
 async def test_an_engine_that_serves_in_turn_refuses_priorities(
     engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

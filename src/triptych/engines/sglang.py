@@ -72,6 +72,7 @@ class SglangEngine(Engine):
         "stop": mapped("found in the text as it comes"),
         "logprobs": SUPPORTED,
         "top_logprobs": SUPPORTED,
+        "priority": SUPPORTED,
     }
     python: Path = Path(sys.prefix, "bin", "python")
     """Of an environment with SGLang."""
@@ -246,6 +247,7 @@ class SglangEngine(Engine):
             sampling.top_logprobs if sampling.logprobs else None,
             tuple(media),
             _transfer(prompt),
+            sampling.priority,
         )
         return asked, tensors
 

@@ -26,6 +26,8 @@ _OURS: Mapping[str, object] = {
     "incremental_streaming_output": True,
     "skip_tokenizer_init": False,
     "enable_deterministic_inference": False,
+    "enable_priority_scheduling": True,
+    "schedule_low_priority_values_first": True,
     "tokenizer_worker_num": 1,
     "nnodes": 1,
 }
@@ -101,6 +103,7 @@ def _defaults(settings: DecodeSettings, family: Family) -> dict[str, Any]:
         "dtype": settings.engine_dtype,
         "max_running_requests": settings.max_num_seqs,
         "enable_multimodal": True,
+        "disable_priority_preemption": True,  # who has a slot keeps it, as in vLLM
         "log_level": "error",
         # A scheduler that has nothing to do must not look busy.
         "sleep_on_idle": True,

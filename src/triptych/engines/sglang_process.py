@@ -159,6 +159,7 @@ class Server:
                 stream=True,
                 return_logprob=request.top_logprobs is not None,
                 top_logprobs_num=request.top_logprobs or 0,
+                priority=request.priority,
                 **request.transfer,
                 **_media(request, octets),
             )

@@ -80,6 +80,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     media: tuple[Embeddings, ...] = ()
     transfer: dict[str, Any] = {}
     """`Prompt.kv_transfer`."""
+    priority: int = 0
+    """Lower goes first."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
