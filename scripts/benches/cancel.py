@@ -53,6 +53,8 @@ REACHED_S: dict[Stage, float] = {
 }
 """After it is in hand, a request is in the stage so much later."""
 LOOK_S = 0.0005
+QUIET = 0.3
+"""CPU seconds a second below which the server rests from the request before."""
 LIMIT_S = 20.0
 
 Times = dict[str, dict[Stage, list[float]]]
@@ -130,6 +132,7 @@ class Bench:
 
     async def _leave(self, way: Way, stage: Stage, requests: Requests) -> list[float]:
         """Seconds; none if the request was not in its stage when it was to be left."""
+        await self._rest()
         if stage != "queued":
             return await self._measure(way, stage, requests.of(stage), 0)
         holder = Library("", Server(AsyncGrpcTransport(parse_address(self._server["grpc"]))))
@@ -155,6 +158,16 @@ class Bench:
         await leaving
         await self._until(others)
         return [spent] if was_there else []
+
+    async def _rest(self) -> None:
+        """Wait for what has begun and runs to its end though nobody wants it any more."""
+        spent, now = self._server["processes"].cpu_seconds(), perf_counter()
+        while True:
+            await asyncio.sleep(0.1)
+            before, began = spent, now
+            spent, now = self._server["processes"].cpu_seconds(), perf_counter()
+            if spent - before < QUIET * (now - began):
+                return
 
     def _in_hand(self) -> int:
         return self._tallies.total()[0]

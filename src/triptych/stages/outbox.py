@@ -32,7 +32,7 @@ SHARE = 0.25
 """Of the thread's time, the most that rounds may take."""
 MAX_REST_S = 0.02
 """Seconds between two rounds at most: less than an eye sees."""
-POLL_S = 0.03
+POLL_S = 0.02
 """Seconds between two looks at whether callers have gone away; sending always comes first."""
 POLL_SHARE = 0.05
 """Of the thread's time, the most that those looks may take,"""

@@ -39,7 +39,7 @@ from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.preprocess")
 
-CANCEL_POLL_S = 0.03
+CANCEL_POLL_S = 0.02
 """Seconds between two looks at whether the callers of loading requests are still there."""
 STOP_TIMEOUT_S = 10.0
 """Seconds that `finalize` gives to what is still loading."""
