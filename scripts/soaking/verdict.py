@@ -15,11 +15,6 @@ SETTLED = 1 / 3
 
 TOLERANCES: dict[str, tuple[float | None, str]] = {
     "MiB": (8.0, "allocators take and give memory back by arenas of MiBs, and leave holes in them"),
-    "memory of engine, MiB": (
-        64.0,
-        "on a CPU vLLM takes 300 MiB over its first 5,000 media, ever more slowly, and then no "
-        "more; a run of fewer shows that",
-    ),
     "RSS": (None, "files that others map too, or the kernel has dropped, come and go"),
     "PSS": (None, "likewise: it falls when another server starts, whose libraries are the same"),
     "/dev/shm, MiB": (16.0, "a stub's region grows by one step where more came together than ever"),
