@@ -31,6 +31,16 @@ ROOT = Path(__file__).parents[2]
 READY_S = 300.0
 ANSWER_S = 600.0
 STOP_S = 60.0
+VLLM_ENVIRON = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TORCH_COMPILE_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""As `triptych.engines.vllm_environment` has it for ours."""
 
 Piece = tuple[str, int]
 """Text, and the answer's tokens where it tells them, else 0."""
@@ -69,17 +79,17 @@ class Processes:
                 process_group=0,
             )
 
-    def wait(self, url: str) -> None:
-        """Until ``url`` answers with success.
+    def wait(self, url: str, saying: str = "") -> None:
+        """Until ``url`` answers with success, and with ``saying`` in its answer.
 
         Raises:
             RuntimeError: The server ended, or did not get ready in time.
         """
         while time.monotonic() - self._started < READY_S:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(url, timeout=5).close()
-                self.ready_s = time.monotonic() - self._started
-                return
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                if saying.encode() in answer.read():
+                    self.ready_s = time.monotonic() - self._started
+                    return
             if self._root.poll() is not None:
                 break
             time.sleep(0.05)
@@ -244,19 +254,9 @@ def start_vllm(model: Path, folder: Path, arguments: Sequence[str]) -> dict[str,
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host=127.0.0.1", f"--port={port}", "--disable-uvicorn-access-log", *arguments),
     ]
-    # As `triptych.engines.vllm_environment` has it for ours.
-    environ = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "TORCH_COMPILE_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     url = f"http://127.0.0.1:{port}"
     return {
-        "processes": Processes(command, environ, folder / "vllm.log"),
+        "processes": Processes(command, VLLM_ENVIRON, folder / "vllm.log"),
         "url": url,
         "ready": f"{url}/health",
     }

@@ -7,7 +7,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-COLOURS = {"triptych gRPC": "#0b6e4f", "triptych gateway": "#6fc49f", "vLLM": "#d1603d"}
+COLOURS = {
+    "triptych gRPC": "#0b6e4f",
+    "triptych gateway": "#6fc49f",
+    "vLLM": "#d1603d",
+    "Dynamo": "#8a8d91",
+}
+REFERENCE = "vLLM"
 
 
 def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> None:
@@ -35,10 +41,10 @@ def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> 
 
 
 def _bars(axis: Any, results: Mapping[Any, Any]) -> None:
-    names = list(COLOURS)
+    names = [name for name in COLOURS if any(name in peers for peers in results.values())]
     height = 0.8 / len(names)
     for place, (_, peers) in enumerate(results.items()):
-        reference = median(one.requests_per_s for one in peers[names[-1]])
+        reference = median(one.requests_per_s for one in peers[REFERENCE])
         for number, name in enumerate(names):
             value = median(one.requests_per_s for one in peers[name]) / reference
             axis.barh(place + number * height, value, height, color=COLOURS[name])
@@ -50,7 +56,7 @@ def _bars(axis: Any, results: Mapping[Any, Any]) -> None:
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set(title="load, streams", xlabel="requests a second ÷ vLLM's server")
     axis.legend(
-        [axis.barh([0], [0], color=colour) for colour in COLOURS.values()],
+        [axis.barh([0], [0], color=COLOURS[name]) for name in names],
         names,
         frameon=False,
         loc="lower right",

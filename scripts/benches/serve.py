@@ -1,10 +1,10 @@
-"""Triptych by gRPC and by its gateway against vLLM's own OpenAI server.
+"""Triptych by gRPC and by its gateway against vLLM's own OpenAI server, and NVIDIA Dynamo.
 
-The same vLLM, with the same settings, and the same checkpoint: the tiny Qwen2.5-VL with the hub's
-picture sizes, greedy, in float32, whose answers have as many tokens as were asked for. All servers
-run at the same time and all but one are idle; a round is every load on every server, one after the
-other, in an order that changes. Requests are made before they are sent and no two are the same,
-except where the picture shall be.
+The same vLLM, though Dynamo's is the version that it names, with the same settings, and the same
+checkpoint: the tiny Qwen2.5-VL with the hub's picture sizes, greedy, in float32, whose answers have
+as many tokens as were asked for. All servers run at the same time and all but one are idle; a round
+is every load on every server, one after the other, in an order that changes. Requests are made
+before they are sent and no two are the same, except where the picture shall be.
 
 Texts come with 64 tokens of answer, media with 16. Pictures and clips are ``data:`` URIs.
 """
@@ -26,6 +26,7 @@ import msgspec
 from benches import Row, _plot
 from benches._checkpoint import endless
 from benches._drive import Measured, closed, opened
+from benches._dynamo import installed, start_dynamo
 from benches._loads import Loads
 from benches._peers import OpenAIPeer, Peer, TritonPeer, start_triptych, start_vllm, warm
 from benches._tell import tell
@@ -34,6 +35,8 @@ CONTEXT = 4096
 MAX_NUM_SEQS = 32
 OURS = ("triptych gRPC", "triptych gateway")
 THEIRS = "vLLM"
+DYNAMO = "Dynamo"
+"""Measured where ``scripts/dynamo`` has made its environment."""
 
 Key = tuple[str, int]
 """A load, and how many streams."""
@@ -86,17 +89,19 @@ def _servers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         )
         started["triptych"] = ours
         ours["processes"].wait(ours["ready"])
-        theirs = start_vllm(
-            model,
-            folder,
-            [
-                *("--dtype=float32", "--enforce-eager", f"--max-num-seqs={MAX_NUM_SEQS}"),
-                *(f"--max-model-len={CONTEXT}", f"--max-num-batched-tokens={CONTEXT}"),
-                *("--limit-mm-per-prompt", '{"image": 4, "video": 1}'),
-            ],
-        )
-        started[THEIRS] = theirs
-        theirs["processes"].wait(theirs["ready"])
+        flags = [
+            *("--dtype=float32", "--enforce-eager", f"--max-num-seqs={MAX_NUM_SEQS}"),
+            *(f"--max-model-len={CONTEXT}", f"--max-num-batched-tokens={CONTEXT}"),
+            *("--limit-mm-per-prompt", '{"image": 4, "video": 1}'),
+        ]
+        others = {THEIRS: start_vllm}
+        if installed():
+            others[DYNAMO] = start_dynamo
+        else:
+            tell(f"{DYNAMO} is left out: scripts/dynamo has not made its environment")
+        for name, start in others.items():
+            server = started[name] = start(model, folder, flags)
+            server["processes"].wait(server["ready"], server.get("saying", ""))
         yield model, started
     finally:
         for server in started.values():
@@ -105,12 +110,14 @@ def _servers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 async def _measure(model: Path, started: dict[str, Any], quick: bool) -> tuple[Results, Curves]:
     loads = Loads(str(model))
-    ours, theirs = started["triptych"], started[THEIRS]
-    peers = [
+    ours = started["triptych"]
+    peers: list[Peer] = [
         TritonPeer(OURS[0], ours["processes"], ours["grpc"], "chat_vllm"),
         OpenAIPeer(OURS[1], ours["processes"], ours["url"]),
-        OpenAIPeer(THEIRS, theirs["processes"], theirs["url"]),
     ]
+    for name in (THEIRS, DYNAMO):
+        if name in started:
+            peers.append(OpenAIPeer(name, started[name]["processes"], started[name]["url"]))
     try:
         for peer in peers:
             await warm(peer, [body for kind in loads.kinds for body in loads.take(kind, 2)])
@@ -145,7 +152,7 @@ async def _compare(peers: list[Peer], loads: Loads, kind: str) -> None:
     for peer in peers:
         measured = await closed(peer, bodies, 1)
         texts[peer.name] = [sample.text for sample in measured.samples]
-    for name in OURS:
+    for name in [name for name in texts if name != THEIRS]:
         same = sum(one == other for one, other in zip(texts[name], texts[THEIRS], strict=True))
         tell(f"{kind}: {same} of {len(bodies)} answers of {name} equal {THEIRS}'s")
 
@@ -163,12 +170,16 @@ async def _open_loops(peers: list[Peer], loads: Loads, results: Results, quick: 
 
 def _rows(results: Results) -> Iterator[Row]:
     def row(
-        key: Key, figure: str, goal: float, better: Literal["lower", "higher"] = "lower"
+        key: Key,
+        figure: str,
+        goal: float,
+        better: Literal["lower", "higher"] = "lower",
+        other: str = THEIRS,
     ) -> Iterator[Row]:
         for name in OURS:
-            pairs = zip(results[key][name], results[key][THEIRS], strict=True)
-            ratios = [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
-            label = f"{key[0]}, {key[1]} streams: {figure}, {name} ÷ {THEIRS}"
+            pairs = zip(results[key][name], results[key][other], strict=True)
+            ratios = [getattr(one, figure) / getattr(two, figure) for one, two in pairs]
+            label = f"{key[0]}, {key[1]} streams: {figure}, {name} ÷ {other}"
             yield Row.of(label, ratios, goal, better)
 
     for streams in (1, 8, 32):
@@ -176,6 +187,9 @@ def _rows(results: Results) -> Iterator[Row]:
         yield from row(("text", streams), "tokens_per_s", 1.0, "higher")
     yield from row(("unique image", 8), "requests_per_s", 1.5, "higher")
     yield from row(("same image", 8), "requests_per_s", 3.0, "higher")
+    for kind in ("unique image", "same image", "four images"):
+        if DYNAMO in results[kind, 8]:
+            yield from row((kind, 8), "requests_per_s", 1.3, "higher", DYNAMO)
 
 
 def _report(results: Results, curves: Curves) -> None:
