@@ -152,9 +152,7 @@ def owner(
         ours.close()
 
 
-def _serve(
-    pipe: Any, capacity: int, lease_s: float, device: str, environ: dict[str, str]
-) -> None:
+def _serve(pipe: Any, capacity: int, lease_s: float, device: str, environ: dict[str, str]) -> None:
     os.environ.update(environ)
     torch.set_num_threads(1)
     publisher = NixlPublisher(capacity, torch.device(device), KEY, lease_s)
