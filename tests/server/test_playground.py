@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -131,8 +132,11 @@ def test_an_answer_is_shown_as_it_is_written_and_stopped(slow_page: Page, slow: 
     expect(slow_page.get_by_role("button", name="Send")).to_be_visible()
     expect(slow_page.get_by_role("status")).to_have_text("Stopped.")
     assert "word399" not in answer.inner_text()
-    numbers = httpx.get(f"{slow.url}/metrics", trust_env=False).text
-    assert 'requests_total{route="/v1/chat/completions",status="499"} 1.0' in numbers
+    left = 'requests_total{route="/v1/chat/completions",status="499"} 1.0'
+    deadline = time.monotonic() + 10  # it is counted once the page has gone
+    while left not in httpx.get(f"{slow.url}/metrics", trust_env=False).text:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
     # What had been said is kept, and the next question goes on from there.
     ask(slow_page, "And now?")

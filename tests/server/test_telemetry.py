@@ -93,7 +93,8 @@ def test_times_and_tokens_are_histograms_and_counters(asked: str) -> None:
     )
     for stage in ("preprocess", "encode", "prefill", "decode"):
         assert total(found, "triptych_stage_seconds_count", stage=stage) == ended
-    assert total(found, "triptych_time_to_first_token_seconds_count") == ended
+    # Who asks decode itself, as other tests of this server do, has no arrival.
+    assert 1 <= total(found, "triptych_time_to_first_token_seconds_count") <= ended
     assert total(found, "triptych_inter_token_seconds_count") >= 1
     assert total(found, "triptych_step_seconds_count", step="decode") >= 1
     for kind in ("prompt", "completion", "image"):
