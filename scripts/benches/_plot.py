@@ -22,6 +22,7 @@ def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> 
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     figure, axes = plt.subplots(1, 1 + len(curves), figsize=(6 + 4 * len(curves), 4.5))
     _bars(axes[0], results)
@@ -33,9 +34,12 @@ def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> 
             axis.plot(rates, [m.ttft_p99 * 1e3 for _, m in points], "o:", color=colour)
         axis.set(title=f"{kind}, open loop", xlabel="requests sent a second", yscale="log")
         axis.set_ylabel("first token, ms: median, 99th percentile dotted")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(ScalarFormatter())
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    bars, names = axes[0].get_legend_handles_labels()
+    figure.legend(bars, names, frameon=False, loc="lower center", ncols=len(names))
     figure.savefig(file)
     plt.close(figure)
 
@@ -47,7 +51,9 @@ def _bars(axis: Any, results: Mapping[Any, Any]) -> None:
         reference = median(one.requests_per_s for one in peers[REFERENCE])
         for number, name in enumerate(names):
             value = median(one.requests_per_s for one in peers[name]) / reference
-            axis.barh(place + number * height, value, height, color=COLOURS[name])
+            label = "" if place else name
+            at = place + number * height
+            axis.barh(at, value, height, color=COLOURS[name], label=label)
     axis.set_yticks(
         [place + 0.4 - height / 2 for place in range(len(results))],
         [f"{kind}, {streams}" for kind, streams in results],
@@ -55,9 +61,3 @@ def _bars(axis: Any, results: Mapping[Any, Any]) -> None:
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set(title="load, streams", xlabel="requests a second ÷ vLLM's server")
-    axis.legend(
-        [axis.barh([0], [0], color=COLOURS[name]) for name in names],
-        names,
-        frameon=False,
-        loc="lower right",
-    )
