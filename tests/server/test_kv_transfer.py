@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pictures import encoded, noise
 from triptych import contract
 from triptych.errors import InvalidValue, TriptychError, UnknownField
 from triptych.server import Server
+from triptych.server.ports import Claim
 from triptych_client import image, user
 from triton_inputs import bytes_input
 
@@ -79,6 +79,7 @@ def sides(
     model = make_babbler(checkpoint, folder / "model")
     guide = (repository_root / "docs" / "prefill-decode.md").read_text()
     servers = []
+    claim = Claim("127.0.0.1", dict.fromkeys(("prefill", "decode"), 0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_NIXL_SIDE_CHANNEL_HOST", "127.0.0.1")
         for role in ("prefill", "decode"):
@@ -86,7 +87,7 @@ def sides(
             assert found, f"docs/prefill-decode.md has no {role}.json"
             arguments = folder / f"{role}.json"
             arguments.write_text(found[1])
-            patch.setenv("VLLM_NIXL_SIDE_CHANNEL_PORT", str(free_port()))
+            patch.setenv("VLLM_NIXL_SIDE_CHANNEL_PORT", str(claim.ports[role]))
             servers.append(
                 start_server(
                     "vllm",
@@ -101,13 +102,7 @@ def sides(
     yield Side(servers[0]), Side(servers[1])
     for server in servers:
         server.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    claim.release()
 
 
 @pytest.mark.parametrize("shown", [False, True], ids=["text", "picture"])

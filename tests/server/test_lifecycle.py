@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from msgspec.structs import replace
 
 from triptych.errors import ConfigurationError, Unavailable
 from triptych.server import Server, ServerOptions
+from triptych.server.ports import Claim
 
 pytestmark = pytest.mark.server
 SHM = Path("/dev/shm")
@@ -166,7 +166,8 @@ def test_the_readmes_plain_tritonserver_serves(
     assert program == "tritonserver"
     assert "--model-repository=model_repository" in flags
     flags = [flag.replace("chat_vllm", "chat_echo") for flag in flags]
-    ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+    claim = Claim("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0})
+    ports = claim.ports
     prefix = f"plain_{os.getpid()}_"
     log = tmp_path / "tritonserver.log"
     with log.open("w") as output:
@@ -199,6 +200,7 @@ def test_the_readmes_plain_tritonserver_serves(
         processes = family(process.pid) if process.poll() is None else []
         process.terminate()
         process.wait(40)
+        claim.release()
     assert gone(processes, prefix, within=5)
 
 
@@ -206,14 +208,6 @@ def answers(url):
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(url, trust_env=False).status_code == httpx.codes.OK
     return False
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Command:

@@ -22,6 +22,7 @@ from engine_contract import words
 from ensembles import by_nixl
 from generations import generation
 from pictures import Asked, asked, noise
+from replies import until
 from triptych import contract, families
 from triptych.contract import Item, Items, Prompt, PromptItem, Ticket
 from triptych.errors import LeaseLost, TriptychError, Unavailable
@@ -94,9 +95,9 @@ def test_answers_by_nixl_are_those_by_tensor(both: Roads) -> None:
     asking = [*messages(), user("Hello")]
     expected = [ask(message, both.tensor) for message in asking]
     assert [ask(message, both.nixl) for message in asking] == expected
-    log = Path(both.nixl[0].options.log_file).read_text()
-    assert "embeddings come from an encoder on this host by" in log
-    assert "UCX chose TCP" not in log
+    log = Path(both.nixl[0].options.log_file)
+    until(lambda: "embeddings come from an encoder on this host by" in log.read_text())
+    assert "UCX chose TCP" not in log.read_text()
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(lambda message: ask(message, both.nixl), asking * 4))

@@ -48,6 +48,7 @@ class World:
 
 @pytest.fixture(params=["import time; time.sleep(600)"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    expected = "idle" if "sleep" in request.param else "busy"
     found = [
         subprocess.Popen(
             [sys.executable, "-c", f"print('up', flush=True)\n{request.param}"],
@@ -59,6 +60,8 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     for process in found:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
+        # It has told so a moment before it sleeps.
+        until(lambda process=process: processes.doing(process.pid) == expected)
     yield World(*found)
     for process in found:
         process.kill()
@@ -123,7 +126,8 @@ def test_a_silent_stub_that_does_nothing_hangs(
     world: World, vitals: Vitals, number: signal.Signals
 ) -> None:
     world.stub.send_signal(number)
-    until(lambda: processes.is_stopped(world.stub.pid) == (number == signal.SIGSTOP))
+    expected = "stopped" if number == signal.SIGSTOP else "idle"
+    until(lambda: processes.doing(world.stub.pid) == expected)
     look_for(world, vitals, HANG_S - 2 * STEP_S, beats=False)
     how = "is stopped" if number == signal.SIGSTOP else "hangs"
     with pytest.raises(Unavailable, match=f"encoder_0_0 {how}: no sign of life"):

@@ -4,7 +4,7 @@ options       what to serve and where
 installation  which tritonserver, and what it needs to run our Python
 command       its flags and its environment
 log           what its log says about loading
-ports         which of them are free
+ports         free ones, kept until tritonserver listens
 process       its processes and shared memory, until the last of them is gone
 remains       shared memory of servers that were killed
 api           what it is asked over HTTP

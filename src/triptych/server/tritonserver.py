@@ -17,10 +17,11 @@ from typing import IO, NoReturn
 
 from triptych.errors import TriptychError, Unavailable
 from triptych.pulse import VARIABLE, Pulses
-from triptych.server import command, installation, ports, remains
+from triptych.server import command, installation, remains
 from triptych.server.api import Api
 from triptych.server.log import StartLog
 from triptych.server.options import ServerOptions
+from triptych.server.ports import Claim
 from triptych.server.process import ServerProcess
 from triptych.server.vitals import Vitals
 
@@ -65,11 +66,10 @@ class Server:
         on_change: Callable[[StartLog], None] | None = None,
     ) -> None:
         self.options = options
-        self.ports: dict[str, int] = {}
-        """``http``, ``grpc`` and ``metrics``, once started."""
         self.log = StartLog(on_change or (lambda _: None))
         self._on_line = on_line
         self._log_file: IO[str] | None = None
+        self._claim: Claim | None = None
         self._process: ServerProcess | None = None
         self._pulses: Pulses | None = None
         self._api: Api | None = None
@@ -80,6 +80,11 @@ class Server:
         self._clean: bool | None = None
         self._shm_prefix = remains.region_prefix()
         self._key = secrets.token_hex(16)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """``http``, ``grpc`` and ``metrics``, once started."""
+        return self._claim.ports if self._claim is not None else {}
 
     @property
     def http_port(self) -> int:
@@ -118,7 +123,7 @@ class Server:
         options = self.options
         options.check()
         binary = installation.find()
-        self.ports = ports.claim(
+        self._claim = Claim(
             options.host,
             {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port},
         )
@@ -207,6 +212,8 @@ class Server:
                 for resource in (self._log_file, self._pulses):
                     if resource is not None:
                         resource.close()
+                if self._claim is not None:
+                    self._claim.release()
             return self._clean
 
     def kill(self) -> None:
