@@ -62,12 +62,19 @@ def start_server(
 ) -> Iterator[ServerFactory]:
     """Start a ready server of one's own: ``start_server("echo", max_model_len=64)``.
 
-    Keywords are settings of the stages; ``options`` are further `ServerOptions`. A test stops its
-    server when done; what it leaves is stopped at the end.
+    Keywords are settings of the stages; ``options`` are further `ServerOptions`, and ``environ``
+    is put into its environment. A test stops its server when done; what it leaves is stopped at
+    the end.
     """
     with ExitStack() as stack:
 
-        def start(engine: str, *, options: dict[str, Any] | None = None, **settings: Any) -> Server:
+        def start(
+            engine: str,
+            *,
+            options: dict[str, Any] | None = None,
+            environ: dict[str, str] | None = None,
+            **settings: Any,
+        ) -> Server:
             log = tmp_path_factory.mktemp(f"server-{engine}") / "tritonserver.log"
             server = Server(
                 ServerOptions(
@@ -83,7 +90,13 @@ def start_server(
                 )
             )
             stack.callback(server.stop)
-            server.start().wait_ready()
+            with pytest.MonkeyPatch.context() as patch:
+                # `import vllm` chooses for this process; a server is to choose for itself.
+                patch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+                for name, value in (environ or {}).items():
+                    patch.setenv(name, value)
+                server.start()
+            server.wait_ready()
             return server
 
         yield start

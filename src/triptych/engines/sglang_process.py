@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from triptych import families
+from triptych import families, logs
 from triptych.engines import environment, sglang_plugin, torchvision_ops
 from triptych.engines.sglang_arguments import MARGIN, build_arguments
 from triptych.engines.sglang_wire import (
@@ -64,7 +64,7 @@ _ENVIRONMENT = {
 def main() -> None:
     """Serve the stage at the other end of the socket that the command line names."""
     _die_with(os.getppid())
-    _configure_logging()
+    logs.configure()
     end = socket.socket(fileno=int(sys.argv[1]))
     # A fork that still had it would keep the stage from seeing that this process has ended.
     os.register_at_fork(after_in_child=end.close)
@@ -82,7 +82,7 @@ async def _serve(end: socket.socket) -> None:
         begin, _ = await channel.receive()
         assert isinstance(begin, Begin)
         settings = msgspec.convert(begin.settings, DecodeSettings)
-        logging.getLogger("triptych").setLevel(settings.log_level.upper())
+        logs.configure(settings.log_level)
         try:
             server = Server(settings, channel)
         except TriptychError as error:
@@ -181,17 +181,6 @@ class Server:
         else:
             logger.error("SGLang failed on %s", request_id, exc_info=error)
         self._channel.post(Failed(str(failure), request_id))
-
-
-def _configure_logging() -> None:
-    """Send ``triptych.*`` to stderr, in the form of the stages'; SGLang sees to its own."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname).1s %(name)s[%(process)d] %(message)s")
-    )
-    root = logging.getLogger("triptych")
-    root.addHandler(handler)
-    root.propagate = False
 
 
 def _import() -> tuple[type[Engine], bool]:

@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 
+from triptych import logs
 from triptych.engines import torchvision_ops, vllm_deepstack
 
 STUB = "_TRIPTYCH_STUB_PID"
@@ -23,7 +24,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def prepare() -> None:
-    """Make torchvision importable, keep deepstack, and tie an engine's process to its parent.
+    """Make torchvision importable, keep deepstack, tie an engine's process to its parent, and log.
 
     Returning nothing tells vLLM that there is no platform here.
     """
@@ -31,6 +32,7 @@ def prepare() -> None:
     vllm_deepstack.keep()
     if os.environ.get(STUB, str(os.getpid())) != str(os.getpid()):
         _die_with(os.getppid())
+        logs.configure()  # a forked one has its parent's
 
 
 _forking: int = 0

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from triptych import settings
+from triptych import logs, settings
 from triptych.errors import (
     ConfigurationError,
     InternalError,
@@ -37,21 +37,13 @@ FINAL = 1
 """``TRITONSERVER_RESPONSE_COMPLETE_FINAL``, which pb_utils has only in a running stub."""
 
 
-def configure_logging(level: str = "info") -> None:
-    """Send ``triptych.*`` to stderr, which tritonserver's own log goes to, and fix the locale.
+def configure_logging(level: str | None = None) -> None:
+    """Send ``triptych.*`` to tritonserver's log, and fix the locale.
 
     A stub starts in the C locale, where Python reads and writes files as ASCII.
     """
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    root = logging.getLogger("triptych")
-    root.setLevel(level.upper())
-    if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname).1s %(name)s[%(process)d] %(message)s")
-        )
-        root.addHandler(handler)
-        root.propagate = False
+    logs.configure(level)
 
 
 def take_turns() -> None:

@@ -50,6 +50,7 @@ class EncoderModel:
         backend.configure_logging()
         backend.take_turns()
         settings = backend.model_settings(EncoderSettings, args)
+        backend.configure_logging(settings.log_level)
         self._pulse = Pulse(args["model_instance_name"])
         if settings.encoder_threads:
             torch.set_num_threads(settings.encoder_threads)

@@ -78,7 +78,6 @@ class Telemetry:
             )
             for name, text in wanted.items()
         }
-        # Attributes go in the order in which they came, and a family must outlive its metrics.
         self._metrics: dict[tuple[str, ...], Any] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tally = tally
@@ -100,6 +99,9 @@ class Telemetry:
         if self._thread.is_alive():
             self._work.put(None)
             self._thread.join(STOP_TIMEOUT_S)
+            # Left to the stub's end they would write to memory that it no longer shares.
+            self._metrics.clear()
+            self._families.clear()
             if self._tracer is not None:
                 self._tracer.close()
 
