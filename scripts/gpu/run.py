@@ -69,6 +69,9 @@ def install() -> Seen:
     Triton's stub knows environments but no PYTHONPATH.
     """
     venv.create(VENV, system_site_packages=True, with_pip=True, clear=True)
+    # If this Python is a virtual environment itself, what the new one sees is not its packages.
+    site = next(VENV.glob("lib/python*/site-packages"))
+    (site / "machine.pth").write_text(sysconfig.get_path("purelib") + "\n")
     own = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     _call([PYTHON, "-m", "pip", "install", "--force-reinstall", *own, *wheels])
