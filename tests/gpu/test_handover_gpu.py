@@ -18,13 +18,13 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def far(cuda):
-    with owner(256 * MIB, device=str(cuda)) as started:
+    with owner(384 * MIB, device=str(cuda)) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def fetcher(cuda):
-    fetcher = NixlFetcher(256 * MIB, KEY, device=cuda)
+    fetcher = NixlFetcher(384 * MIB, KEY, device=cuda)
     yield fetcher
     fetcher.close()
 

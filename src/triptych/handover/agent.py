@@ -24,21 +24,22 @@ from triptych.handover.arena import Arena, Memory
 logger = logging.getLogger("triptych.handover")
 
 _SEGMENT = {"host": "DRAM", "cuda": "VRAM"}
-_LANES = re.compile(
-    r"UCX\s+INFO\s+(?P<agent>\S+) (?P<reach>self|intra-node|inter-node) \S+ (?P<lanes>.*)"
-)
+_PEER = re.compile(r"\| (?P<agent>\S+) (?P<reach>self|intra-node|inter-node) cfg#")
+_READ = re.compile(r"\| remote memory read by ")
+_BULK = re.compile(r"\|\s*\d+\.\.inf\s*\| (?P<how>.*?)\s*\| (?P<lanes>.*?)\s*\|")
+"""The row of a table that large reads go by."""
 _COMPLAINT = re.compile(r"UCX\s+(?:ERROR|WARN|FATAL)\s+(?P<what>.*)")
 _TRANSPORT = re.compile(r"([a-z_0-9]+)/")
 
 
 class Reach(NamedTuple):
-    """What UCX chose for one kind of peer."""
+    """What UCX chose for reading from one kind of peer."""
 
     same_host: bool
     transports: frozenset[str]
     """Such as ``tcp``, ``cma``, ``cuda_ipc``, ``rc_mlx5``."""
-    lanes: str
-    """UCX's own words."""
+    told: str
+    """UCX's own words, such as ``zero-copy cma/memory``."""
 
 
 class Agent:
@@ -123,7 +124,7 @@ class Agent:
         return [message for sent in self._agent.get_new_notifs().values() for message in sent]
 
     def reaches(self) -> list[Reach]:
-        """What UCX has chosen for peers since the last call; passes its complaints to our log."""
+        """What UCX has chosen for reads since the last call; passes its complaints to our log."""
         return _ucx_log.reaches(self.name)
 
     def close(self) -> None:
@@ -140,6 +141,9 @@ class Agent:
 def _new_agent(name: str) -> Any:
     # Without it a call waits for a connection over a link that is cut: two minutes, measured.
     os.environ.setdefault("UCX_TCP_CONN_NB", "y")
+    # Without it, where no NVLink is seen, as between two processes on one GPU, UCX reads device
+    # memory through TCP.
+    os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
     raise_exceptions = logging.raiseExceptions
     try:
         from nixl import nixl_agent, nixl_agent_config, nixl_thread_sync_t
@@ -165,29 +169,37 @@ def _new_agent(name: str) -> Any:
 class _UcxLog:
     """UCX's own log, the only place where it says which transports it chose.
 
-    UCX reads its settings when the library is loaded; who has set them before keeps them.
+    UCX reads what concerns its log when the library is loaded, and ``UCX_PROTO_INFO`` for each
+    agent; who has set them before keeps them.
     """
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
         self._lock = threading.Lock()
         self._told: dict[str, list[Reach]] = {}
+        self._of: re.Match[str] | None = None
+        """The line with the peer of the table that is being read."""
+        self._reading = False
+        """Whether that table is of reads."""
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Have what is loaded within log to a file that has no name afterwards."""
-        if self._file or "UCX_LOG_FILE" in os.environ or "UCX_LOG_LEVEL" in os.environ:
+        """Have an agent that is made within tell; what is loaded, log to a file without a name."""
+        if self._file:
+            with _environment(UCX_PROTO_INFO="y"):
+                yield
+            return
+        if "UCX_LOG_FILE" in os.environ or "UCX_LOG_LEVEL" in os.environ:
             yield
             return
         with tempfile.NamedTemporaryFile("r", prefix="triptych-ucx-", delete=False) as file:
-            os.environ.update(UCX_LOG_FILE=file.name, UCX_LOG_LEVEL="info")
             self._file = open(file.name, errors="replace")  # noqa: SIM115 - see the next line
             atexit.register(self._file.close)
         try:
-            yield
+            with _environment(UCX_LOG_FILE=file.name, UCX_LOG_LEVEL="info", UCX_PROTO_INFO="y"):
+                yield
         finally:
             os.unlink(file.name)
-            del os.environ["UCX_LOG_FILE"], os.environ["UCX_LOG_LEVEL"]
 
     def reaches(self, agent: str) -> list[Reach]:
         """What is new about ``agent``."""
@@ -197,12 +209,37 @@ class _UcxLog:
             for line in self._file or ():
                 if found := _COMPLAINT.search(line):
                     logger.warning("UCX: %s", found["what"])
-                elif (found := _LANES.search(line)) and found["reach"] != "self":
-                    lanes = found["lanes"].strip()
-                    transports = frozenset(_TRANSPORT.findall(lanes))
-                    reach = Reach(found["reach"] == "intra-node", transports, lanes)
-                    self._told.setdefault(found["agent"], []).append(reach)
+                else:
+                    self._take(line)
             return self._told.pop(agent, [])
+
+    def _take(self, line: str) -> None:
+        """Take a line of a table: it names a peer, then a kind of transfer, then its ways."""
+        if found := _PEER.search(line):
+            self._of, self._reading = found, False
+        elif _READ.search(line):
+            self._reading = True
+        elif self._of and self._reading and (found := _BULK.search(line)):
+            transports = frozenset(_TRANSPORT.findall(found["lanes"]))
+            told = f"{found['how']} {found['lanes']}"
+            reach = Reach(self._of["reach"] != "inter-node", transports, told)
+            told_of = self._told.setdefault(self._of["agent"], [])
+            if reach not in told_of:  # there is a table for each way of calling it
+                told_of.append(reach)
+            self._of = None
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables, and take away after use those that were not there."""
+    added = [name for name in variables if name not in os.environ]
+    for name in added:
+        os.environ[name] = variables[name]
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 _ucx_log = _UcxLog()

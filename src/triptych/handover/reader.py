@@ -66,7 +66,7 @@ class NixlFetcher:
         capacity: Bytes that may be here at a time.
         key: `triptych.handover.trust.load_key`.
         timeout_s: One fetch may take, in seconds.
-        device: Where the embeddings are to be; a GPU is written for, and was never run on.
+        device: Where the embeddings are to be; None: the host.
 
     Raises:
         ConfigurationError: NIXL is not there or does not start.
@@ -357,7 +357,7 @@ class NixlFetcher:
         for reach in self._agent.reaches():
             self._untold = False
             where = "on this host" if reach.same_host else "on another host"
-            logger.info("embeddings come from an encoder %s by %s", where, reach.lanes)
+            logger.info("embeddings come from an encoder %s by %s", where, reach.told)
             if reach.same_host and reach.transports <= {"tcp"}:
                 logger.warning(
                     "UCX chose TCP for an encoder on this host, some 20 times slower than a copy: "
