@@ -155,6 +155,9 @@ class EncoderSettings(HandoverSettings, frozen=True, kw_only=True):
     max_encoder_tokens: Positive = 4096
     """Embeddings of one forward pass; what exceeds it waits for the next. A clip that is larger by
     itself goes in parts, and smaller media between them; a picture has a pass of its own."""
+    encoder_graph_tokens: Annotated[int, msgspec.Meta(ge=0)] = 1024
+    """Embeddings of the largest forward pass that a GPU replays as a CUDA graph when media of the
+    same sizes come again and again; 0: none."""
     encoder_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 512
     """Embeddings kept on the device by one encoder instance, in MiB; 0: none."""
     encoder_host_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from triptych import families
-from triptych.encode import Encoder
+from triptych.encode import Encoder, replay
+from triptych.encode.replay import AFTER
 from triptych.settings import EncoderSettings
 from unit.qwen import WIDTH, clip, picture, request, write_checkpoint
 
@@ -81,3 +82,34 @@ def test_clips(cuda, family):
         assert embeddings.shape == (item.tokens, WIDTH)
         results.append(embeddings.cpu())
     torch.testing.assert_close(*results, atol=1e-4, rtol=0)
+
+
+def test_passes_that_come_again_are_replayed_with_the_same_bits(cuda, family):
+    """Other pictures of the same sizes each time; one pass is too large to be worth it."""
+    encoder = make_encoder(family, cuda, encoder_cache_mb=0, encoder_graph_tokens=300)
+    plain = make_encoder(family, cuda, encoder_cache_mb=0, encoder_graph_tokens=0)
+    for seed in range(8):
+        batch = [
+            request(picture(family, 300, 200, seed=seed), picture(family, 56, 56, seed=seed)),
+            request(clip(family, 5, 56, 140)),
+        ]
+        large = [request(picture(family, 600, 600, seed=seed))]
+        for requests in (batch, batch[::-1], large):
+            ours, theirs = encoder.encode(requests), plain.encode(requests)
+            for one, other in zip(ours, theirs, strict=True):
+                assert torch.equal(one.embeddings, other.embeddings)
+    assert encoder._tower.replayed == 2 * 8 - (AFTER - 1)
+    assert len(encoder._tower._graphs) == 1
+
+
+def test_graphs_beyond_those_kept_are_let_go(cuda, family, monkeypatch):
+    monkeypatch.setattr(replay, "KEPT", 2)
+    encoder = make_encoder(family, cuda, encoder_cache_mb=0)
+    plain = make_encoder(family, cuda, encoder_cache_mb=0, encoder_graph_tokens=0)
+    sizes = [(56, 56), (84, 56), (112, 56), (56, 56)]
+    for turn in range(2 * AFTER):
+        for side, size in enumerate(sizes):
+            asked = [request(picture(family, *size, seed=10 * turn + side))]
+            [one], [other] = encoder.encode(asked), plain.encode(asked)
+            assert torch.equal(one.embeddings, other.embeddings)
+    assert len(encoder._tower._graphs) == 2

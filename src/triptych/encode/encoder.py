@@ -17,6 +17,7 @@ from triptych.encode.cache import EmbeddingCache, Entry
 from triptych.encode.jobs import Job, Jobs, batches
 from triptych.encode.keys import revision
 from triptych.encode.peers import Peers
+from triptych.encode.replay import replayed
 from triptych.errors import Cancelled, InternalError, TriptychError
 from triptych.families import Family
 from triptych.settings import EncoderSettings
@@ -87,14 +88,15 @@ class Encoder:
         )
         """Of all that decides what embeddings come out, apart from the item."""
         start = time.perf_counter()
-        self._tower = family.load_tower(device, self.dtype)
+        tower = family.load_tower(device, self.dtype)
+        self._tower = replayed(tower, device, settings.encoder_graph_tokens)
         logger.info(
             "tower of %s from %s on %s in %s: %s, %.2f s",
             family.name,
             family.checkpoint.path,
             device,
             str(self.dtype).removeprefix("torch."),
-            _size(self._tower),
+            _size(tower),
             time.perf_counter() - start,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from triptych.contract import (
     AudioPlan,
@@ -45,6 +45,19 @@ class Tower(Protocol):
         Returns:
             One tensor (tokens, width) an item, in order.
         """
+        ...
+
+
+@runtime_checkable
+class StaticTower(Tower, Protocol):
+    """A tower whose work depends on the items alone, so that a GPU can replay a pass."""
+
+    def layout(self, items: Sequence[Item]) -> Any:
+        """What `run` needs on the device besides the media, which a replay goes on reading."""
+        ...
+
+    def run(self, layout: Any, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """`encode` from there on: nothing is copied from the host, and nothing is looked at."""
         ...
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from triptych.contract import TicketItem
 from triptych.errors import ConfigurationError
-from triptych.families.base import Tower
 from triptych.families.fields import Activation
 from triptych.families.qwen_vl import QwenVisionConfig, QwenVL
 
 if TYPE_CHECKING:
     import torch
+
+    from triptych.families.towers.qwen_vl import QwenTower
 
 
 class VisionConfig(QwenVisionConfig, frozen=True):
@@ -48,7 +49,7 @@ class Qwen2_5_VL(QwenVL):
     vision_type = VisionConfig
     vision: VisionConfig
 
-    def _build_tower(self) -> Tower:
+    def _build_tower(self) -> QwenTower:
         from triptych.families.towers.qwen2_5_vl import VisionTower
 
         return VisionTower(self.vision, self.processor, self.video_processor)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from triptych.families.base import Tower
+from typing import TYPE_CHECKING
+
 from triptych.families.fields import Activation
 from triptych.families.qwen_vl import QwenVisionConfig, QwenVL
+
+if TYPE_CHECKING:
+    from triptych.families.towers.qwen_vl import QwenTower
 
 
 class VisionConfig(QwenVisionConfig, frozen=True):
@@ -34,7 +38,7 @@ class Qwen2_VL(QwenVL):
     vision_type = VisionConfig
     vision: VisionConfig
 
-    def _build_tower(self) -> Tower:
+    def _build_tower(self) -> QwenTower:
         from triptych.families.towers.qwen2_vl import VisionTower
 
         return VisionTower(self.vision, self.processor, self.video_processor)

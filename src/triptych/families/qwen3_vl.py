@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triptych.contract import GridTHW, Modality, PromptItem, TicketItem
 from triptych.errors import ConfigurationError, InvalidValue
-from triptych.families.base import Tower
 from triptych.families.fields import Activation
 from triptych.families.qwen_processors import PixelSize, Size, VideoProcessor, smart_resize
 from triptych.families.qwen_vl import QwenVisionConfig, QwenVL
+
+if TYPE_CHECKING:
+    from triptych.families.towers.qwen_vl import QwenTower
 
 
 class VisionConfig(QwenVisionConfig, frozen=True):
@@ -135,7 +137,7 @@ class Qwen3_VL(QwenVL):
             timestamps.append(list(place.times))
         return {"video": {"timestamps": timestamps}} if timestamps else {}
 
-    def _build_tower(self) -> Tower:
+    def _build_tower(self) -> QwenTower:
         from triptych.families.towers.qwen3_vl import VisionTower
 
         return VisionTower(self.vision, self.processor, self.video_processor)

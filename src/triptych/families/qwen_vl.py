@@ -27,6 +27,8 @@ from triptych.families.qwen_processors import (
 if TYPE_CHECKING:
     import torch
 
+    from triptych.families.towers.qwen_vl import QwenTower
+
 PREFIXES = ("visual.", "model.visual.")
 """What the tower's weights start with, on the hub and as transformers 5 saves them."""
 
@@ -187,12 +189,15 @@ class QwenVL(Family):
         """Read the tower's weights; those of an FP8 checkpoint are scaled back."""
         from triptych.families.towers.weights import load_weights
 
-        return load_weights(
+        tower = load_weights(
             self._build_tower, self.checkpoint, prefixes=PREFIXES, device=device, dtype=dtype
         )
+        if device.type == "cuda":
+            tower.align()
+        return tower
 
     @abstractmethod
-    def _build_tower(self) -> Tower:
+    def _build_tower(self) -> QwenTower:
         """The family's tower without weights; runs with the meta device as the default."""
 
     def embedding_inputs(

@@ -67,6 +67,14 @@ class LlavaTower(nn.Module):
 
     def encode(self, items: Sequence[Item], media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Embeddings of several pictures in one forward pass; see `Tower`."""
+        return self.run(self.layout(items), media)
+
+    def layout(self, items: Sequence[Item]) -> tuple[()]:
+        """See `StaticTower`; all pictures are alike."""
+        return ()
+
+    def run(self, layout: tuple[()], media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See `StaticTower`."""
         return list(self(torch.stack(list(media))).unbind())
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:

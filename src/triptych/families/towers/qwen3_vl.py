@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from triptych.contract import GridTHW
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 from triptych.families.towers.activations import ACTIVATIONS
 from triptych.families.towers.qwen_vl import Block, PatchEmbed, QwenTower, Rotary, layer_norm
-from triptych.families.towers.segments import WHOLE_FRAME, WindowLayout
+from triptych.families.towers.segments import WindowLayout
 
 if TYPE_CHECKING:
     from triptych.families.qwen3_vl import VisionConfig
@@ -38,18 +37,17 @@ class VisionTower(QwenTower):
             Merger(config, norm_joined=True) for _ in self.deepstack
         )
 
-    def forward(self, patches: torch.Tensor, grids: list[GridTHW]) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, layout: WindowLayout) -> torch.Tensor:
         """Run the tower.
 
         Args:
             patches: float32, shape (patches, 3 × temporal_patch_size × patch_size²), end to end.
-            grids: ``grid_thw`` of each item.
+            layout: How they lie.
 
         Returns:
             Shape (tokens, width × (1 + deepstack)), end to end, in the dtype of the weights: what
             goes into the language model's first layer, then what goes behind each deepstack one.
         """
-        layout = WindowLayout.of(grids, merge=self.merge, window=WHOLE_FRAME, device=patches.device)
         hidden = self.patch_embed(patches)[layout.patch_order]
         hidden = hidden + self._positions(layout.positions, layout.sizes).to(hidden.dtype)
         rotation = self.rotary(layout.positions)

@@ -7,6 +7,7 @@ whatever the weights' dtype, as in transformers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import gelu, linear
 from triptych.contract import Item
 from triptych.families.qwen_processors import ImageProcessor, VideoProcessor
 from triptych.families.towers.patches import Patchify
-from triptych.families.towers.segments import Segments
+from triptych.families.towers.segments import WHOLE_FRAME, Segments, WindowLayout
 
 if TYPE_CHECKING:
     from triptych.families.qwen_vl import QwenVisionConfig
@@ -29,8 +30,22 @@ def layer_norm(size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=NORM_EPSILON)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the patches of a batch lie."""
+
+    windows: WindowLayout
+    tokens: tuple[int, ...]
+    """Of each item."""
+
+
 class QwenTower(nn.Module):
     """A tower that takes the patches of several items end to end."""
+
+    merge: int
+    """Patches along the side of a token."""
+    window: int = WHOLE_FRAME
+    """Tokens along the side of a window."""
 
     def __init__(self, image: ImageProcessor, video: VideoProcessor) -> None:
         super().__init__()
@@ -38,10 +53,22 @@ class QwenTower(nn.Module):
 
     def encode(self, items: Sequence[Item], media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Embeddings of several images and clips in one forward pass; see `Tower`."""
+        return self.run(self.layout(items), media)
+
+    def layout(self, items: Sequence[Item]) -> Layout:
+        """See `StaticTower`."""
         grids = [item.grid_thw for item in items if item.grid_thw is not None]
+        device = self.patchify.image_table.device
+        windows = WindowLayout.of(grids, merge=self.merge, window=self.window, device=device)
+        return Layout(windows, tuple(item.tokens for item in items))
+
+    def run(self, layout: Layout, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See `StaticTower`."""
         patches = torch.cat([self.patchify(pixels) for pixels in media])
-        embeddings = self(patches, grids)
-        return list(embeddings.split([item.tokens for item in items]))
+        return list(self(patches, layout.windows).split(layout.tokens))
+
+    def align(self) -> None:
+        """Bring the weights into the form that a GPU multiplies fastest; the outcome stays."""
 
 
 class PatchEmbed(nn.Module):
@@ -78,12 +105,14 @@ class Rotary(nn.Module):
         return angles.cos(), angles.sin()
 
 
-def rotate(qk: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn queries and keys, shape (patches, 2, heads, head size), in float32."""
+def rotate(qk: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Turn queries and keys, shape (patches, 2, heads, head size), in place, in float32."""
     cosines, sines = rotation
-    first, second = qk.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
-    return turned.to(qk.dtype)
+    first, second = qk.chunk(2, dim=-1)
+    # A product with float32 is float32: nothing has to be converted before.
+    turned = first * cosines - second * sines
+    second.copy_(second * cosines + first * sines)
+    first.copy_(turned)
 
 
 class Attention(nn.Module):
@@ -103,7 +132,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """(patches, hidden) → (patches, hidden)."""
         qkv = self.qkv(hidden).unflatten(-1, (3, self.heads, -1))
-        qkv[:, :2] = rotate(qkv[:, :2], rotation)
+        rotate(qkv[:, :2], rotation)
         return cast(torch.Tensor, self.proj(segments.attend(qkv)))
 
 
