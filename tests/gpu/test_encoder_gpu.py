@@ -86,7 +86,7 @@ def test_clips(cuda, family):
 
 def test_passes_that_come_again_are_replayed_with_the_same_bits(cuda, family):
     """Other pictures of the same sizes each time; one pass is too large to be worth it."""
-    encoder = make_encoder(family, cuda, encoder_cache_mb=0, encoder_graph_tokens=300)
+    encoder = make_encoder(family, cuda, encoder_cache_mb=0, encoder_graph_tokens=120)
     plain = make_encoder(family, cuda, encoder_cache_mb=0, encoder_graph_tokens=0)
     for seed in range(8):
         batch = [

@@ -6,10 +6,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import places
 from handover import KEY, MIB, Spec, owner, same
 from pictures import noise
+from triptych.handover import seal
 from triptych.handover.reader import NixlFetcher
 from triptych_client import Client, image, user
 
@@ -38,6 +40,23 @@ def test_embeddings_stay_on_the_device_bit_for_bit(cuda, far, fetcher, dtype, sh
         assert tensor.device == cuda
         assert same(tensor.cpu(), spec)
     far.leases(0)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 64, 1000, 1369 * 3584 * 2, (96 << 20) + 8])
+def test_a_gpu_seals_as_the_cpu_does(cuda, nbytes):
+    """By the kernel, and by what stands in for it where it cannot be compiled."""
+    assert seal._kernel() is not None
+    data = torch.randint(0, 256, (nbytes,), dtype=torch.uint8)
+    there = data.to(cuda)
+    [expected] = seal.checksums([data], "sum64")
+    assert seal.checksums([there]) == [expected]
+    header = torch.empty(seal.HEADER_BYTES, dtype=torch.uint8, device=cuda)
+    seal.write_header(header, 2**52)
+    pieces = [there, there[: nbytes // 16 * 8]]
+    assert seal.examine(header, pieces, [expected] * 2) == (2**52, [True, nbytes == 0])
+    if nbytes:
+        there[nbytes // 2] ^= 1
+        assert seal.examine(header, [there], [expected]) == (2**52, [False])
 
 
 def test_embeddings_cross_stubs_without_the_host(cuda, start_server, echo_repository, tmp_path):

@@ -19,6 +19,7 @@ from triptych.handover.arena import Allocator, Arena
 from triptych.handover.leases import Leases
 
 CAPACITY = 4096
+KINDS = ("xxh3", "sum64", "xxh3")
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 1500)), max_size=60))
@@ -109,26 +110,45 @@ def test_leases_end_in_the_order_of_their_deadlines_and_names_are_never_used_aga
     assert max(names) < 2**53
 
 
+def sound(data: torch.Tensor, expected: str) -> bool:
+    """Whether a reader takes ``data`` for what has the checksum ``expected``."""
+    header = torch.zeros(seal.HEADER_BYTES, dtype=torch.uint8, device=data.device)
+    generation, [found] = seal.examine(header, [data], [expected])
+    assert generation is None
+    return found
+
+
 @pytest.mark.parametrize("kind", ["xxh3", "sum64"])
 @pytest.mark.parametrize("nbytes", [0, 1, 7, 8, 64, 1000, (8 << 20) + 3])
 def test_a_checksum_finds_any_wrong_bit_and_any_swap(kind: str, nbytes: int) -> None:
     data = torch.from_numpy(np.random.default_rng(nbytes).integers(0, 256, nbytes, np.uint8))
-    expected = seal.checksum(data, kind)
-    assert seal.verify(data, expected)
+    [expected] = seal.checksums([data], kind)
+    assert sound(data, expected)
     for place in {0, nbytes // 2, nbytes - 1} if nbytes else ():
         data[place] ^= 16
-        assert not seal.verify(data, expected)
+        assert not sound(data, expected)
         data[place] ^= 16
     if nbytes >= 64:
         swapped = torch.cat([data[8:16], data[:8], data[16:]])
-        assert not seal.verify(swapped, expected)
-    assert not seal.verify(torch.cat([data, torch.zeros(8, dtype=torch.uint8)]), expected)
+        assert not sound(swapped, expected)
+    assert not sound(torch.cat([data, torch.zeros(8, dtype=torch.uint8)]), expected)
+
+
+def test_each_piece_is_held_against_its_own_checksum() -> None:
+    pieces = [torch.arange(size, dtype=torch.uint8) for size in (8, 64, 100)]
+    header = torch.zeros(seal.HEADER_BYTES, dtype=torch.uint8)
+    seal.write_header(header, 7)
+    expected = [seal.checksums([p], kind)[0] for p, kind in zip(pieces, KINDS, strict=True)]
+    assert seal.examine(header, pieces, expected) == (7, [True, True, True])
+    pieces[1] = pieces[1] + 1
+    assert seal.examine(header, pieces, expected) == (7, [True, False, True])
+    assert seal.examine(header, pieces[::-1], expected) == (7, [False, False, False])
 
 
 @pytest.mark.parametrize("wrong", ["", "crc32:00", ":", "none"])
 def test_checksums_of_no_known_kind_are_refused(wrong: str) -> None:
     with pytest.raises(InvalidValue, match="no checksum"):
-        seal.verify(torch.zeros(3, dtype=torch.uint8), wrong)
+        sound(torch.zeros(3, dtype=torch.uint8), wrong)
 
 
 def test_a_header_names_its_generation_until_it_is_wiped() -> None:

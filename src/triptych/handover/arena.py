@@ -92,8 +92,7 @@ class Arena:
     Args:
         capacity: Bytes.
         device: The CPU's memory in pages as large as may be, which a copy by the kernel takes a
-            third of the time for, and found before they are needed; or a GPU's (written for it,
-            never run on one).
+            third of the time for, and found before they are needed; or a GPU's.
     """
 
     def __init__(self, capacity: int, device: torch.device | None = None) -> None:

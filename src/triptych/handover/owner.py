@@ -47,7 +47,7 @@ class NixlPublisher:
 
     Args:
         capacity: Bytes of the arena.
-        device: The encoder's; on a GPU the arena is in its memory (never run on one).
+        device: The encoder's; on a GPU the arena is in its memory.
         key: `triptych.handover.trust.load_key`.
         lease_s: How long embeddings wait for their reader, in seconds.
 
@@ -122,9 +122,9 @@ class NixlPublisher:
             raise InternalError("the embeddings lie in no room, or its lease has ended")
         header = self._arena.view(lease.offset, seal.HEADER_BYTES)
         seal.write_header(header, lease.generation)
+        pieces = [embeddings[item.offset : item.offset + item.nbytes] for item in ticket.items]
         items = []
-        for item in ticket.items:
-            data = embeddings[item.offset : item.offset + item.nbytes]
+        for item, checksum in zip(ticket.items, seal.checksums(pieces), strict=True):
             span = NixlSpan(
                 agent=self._agent.name,
                 memory=self._arena.memory,
@@ -132,11 +132,10 @@ class NixlPublisher:
                 header=header.data_ptr(),
                 address=embeddings.data_ptr() + item.offset,
                 generation=lease.generation,
-                checksum=seal.checksum(data),
+                checksum=checksum,
             )
             items.append(msgspec.structs.replace(item, where="nixl", nixl=span))
-        if embeddings.device.type == "cuda":
-            torch.cuda.current_stream(embeddings.device).synchronize()
+        # On a GPU the checksums were waited for, and with them all that came before.
         return Ticket(items, self._agents)
 
     def close(self, drain_s: float = 0.0) -> None:

@@ -83,17 +83,21 @@ def verified(part: Part, data: torch.Tensor) -> Iterable[tuple[int, torch.Tensor
         LeaseLost: Something else lies there by now.
         Unavailable: The bytes were damaged on the way.
     """
-    generation = seal.read_header(data[: seal.HEADER_BYTES])
-    for place, item, span in part.spots:
+    starts = [span.address - span.header for _, _, span in part.spots]
+    pieces = [
+        data[start : start + item.nbytes]
+        for start, (_, item, _) in zip(starts, part.spots, strict=True)
+    ]
+    expected = [span.checksum for _, _, span in part.spots]
+    generation, sound = seal.examine(data[: seal.HEADER_BYTES], pieces, expected)
+    for (place, item, span), embeddings, whole in zip(part.spots, pieces, sound, strict=True):
         where = f"{TICKET}.items[{place}]"
         if generation != span.generation:
             raise LeaseLost(
                 "the encoder no longer holds this item's embeddings; send the request again",
                 where=where,
             )
-        start = span.address - span.header
-        embeddings = data[start : start + item.nbytes]
-        if not seal.verify(embeddings, span.checksum):
+        if not whole:
             raise Unavailable(
                 "this item's embeddings arrived damaged; send the request again", where=where
             )

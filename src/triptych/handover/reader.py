@@ -35,6 +35,9 @@ from triptych.handover.peers import Peers
 
 logger = logging.getLogger("triptych.handover")
 
+AT_ONCE_S = 500e-6
+"""How long a fetch into a GPU's memory is looked after in the caller's thread: what comes from the
+same GPU is there by then, which a thread that sleeps between two looks sees some 0.1 ms later."""
 FIRST_WAIT_S, LAST_WAIT_S = 50e-6, 1e-3
 """Between two looks at what is under way: from the first to the last, doubling."""
 QUARANTINE_S = 10.0
@@ -136,6 +139,10 @@ class NixlFetcher:
                 return fetch.future
             self._sweep()
             ended = self._advance([fetch])
+            if self._arena.memory == "cuda":
+                until = time.monotonic() + AT_ONCE_S
+                while not ended and time.monotonic() < until:
+                    ended = self._advance([fetch])
             if not ended:
                 self._active.append(fetch)
                 self._changed.notify_all()

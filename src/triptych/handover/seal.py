@@ -15,7 +15,9 @@ an encoder's memory needs no collision.
 
 from __future__ import annotations
 
+import logging
 import struct
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -24,21 +26,29 @@ import xxhash
 from triptych.contract import ITEM_ALIGNMENT
 from triptych.errors import InvalidValue
 
+logger = logging.getLogger("triptych.handover")
+
 HEADER_BYTES = ITEM_ALIGNMENT
 _HEADER = struct.Struct("<8sQ48x")
 _MAGIC = b"TRIPTYCH"
 _CHUNK = 1 << 20
-"""Words that `_sum64` takes at a time."""
+"""Words that `_sum` takes at a time."""
 
 
 def write_header(place: torch.Tensor, generation: int) -> None:
     """Put a header at ``place``, uint8, shape (64,)."""
-    place.copy_(torch.frombuffer(bytearray(_HEADER.pack(_MAGIC, generation)), dtype=torch.uint8))
+    header = torch.frombuffer(bytearray(_HEADER.pack(_MAGIC, generation)), dtype=torch.uint8)
+    # CUDA has taken bytes of pageable memory when it returns; nobody has to wait for the device.
+    place.copy_(header, non_blocking=True)
 
 
 def read_header(place: torch.Tensor) -> int | None:
     """The generation in the header at ``place``; None: there is no header."""
-    magic, generation = _HEADER.unpack(place.cpu().numpy().tobytes())
+    return _generation(place.cpu().numpy().tobytes())
+
+
+def _generation(header: bytes) -> int | None:
+    magic, generation = _HEADER.unpack(header)
     return int(generation) if magic == _MAGIC else None
 
 
@@ -47,57 +57,109 @@ def wipe_header(place: torch.Tensor) -> None:
     place.zero_()
 
 
-def checksum(data: torch.Tensor, kind: str = "") -> str:
-    """``<kind>:<16 hex digits>`` of uint8 bytes of shape (n,).
+def checksums(pieces: Sequence[torch.Tensor], kind: str = "") -> list[str]:
+    """``<kind>:<16 hex digits>`` of each of some uint8 tensors of shape (n,), on one device.
 
     Args:
-        data: On any device.
-        kind: ``xxh3``, which is XXH3-64 (https://xxhash.com), or ``sum64``, which a GPU can
-            compute (written for it, never run on one); empty: the fitting one.
+        pieces: The tensors.
+        kind: ``xxh3``, for the host, is XXH3-64 (https://xxhash.com). ``sum64``, which a GPU
+            computes itself, is Σ (2i+1)·M·word[i] + bytes, modulo 2⁶⁴, M odd, so that whatever
+            changes in one word changes it. Empty: the fitting one.
+    """
+    if not pieces:
+        return []
+    if (kind or ("sum64" if pieces[0].is_cuda else "xxh3")) == "xxh3":
+        return [_xxh3(piece) for piece in pieces]
+    sums = _sums(pieces).tolist()
+    return [_sum64(*each) for each in zip(sums, pieces, strict=True)]
+
+
+def examine(
+    header: torch.Tensor, pieces: Sequence[torch.Tensor], expected: Sequence[str]
+) -> tuple[int | None, list[bool]]:
+    """What a reader verifies. The device is waited for once.
+
+    Args:
+        header: uint8, shape (64,).
+        pieces: uint8, shape (n,) each.
+        expected: The checksum of each.
+
+    Returns:
+        The generation in the header, None if there is no header; and of each piece, whether it
+        has its checksum.
 
     Raises:
-        InvalidValue: There is no such kind.
+        InvalidValue: A checksum is of no form that `checksums` makes.
     """
-    kind = kind or ("xxh3" if data.device.type == "cpu" else "sum64")
-    if kind == "xxh3":
-        value: int = xxhash.xxh3_64_intdigest(data.cpu().numpy())
-    elif kind == "sum64":
-        value = _sum64(data)
+    kinds = {checksum.partition(":")[0] for checksum in expected}
+    if unknown := kinds - {"xxh3", "sum64"}:
+        raise InvalidValue(f"there is no checksum {min(unknown)!r}")
+    if kinds == {"sum64"} and header.device.type == "cuda":
+        words = header.view(torch.int64)
+        told = torch.cat([words, _sums(pieces)]).cpu()
+        generation = _generation(told[: words.numel()].numpy().tobytes())
+        sums = told[words.numel() :].tolist()
     else:
-        raise InvalidValue(f"there is no checksum {kind!r}")
-    return f"{kind}:{value:016x}"
+        generation = read_header(header)
+        pieces = [piece.cpu() for piece in pieces]
+        sums = _sums(pieces).tolist() if "sum64" in kinds else [0] * len(pieces)
+    return generation, [
+        wanted == (_xxh3(piece) if wanted.startswith("xxh3:") else _sum64(total, piece))
+        for wanted, total, piece in zip(expected, sums, pieces, strict=True)
+    ]
 
 
-def verify(data: torch.Tensor, expected: str) -> bool:
-    """Whether ``data`` has the checksum ``expected``.
-
-    Raises:
-        InvalidValue: ``expected`` is not of a form that `checksum` makes.
-    """
-    return checksum(data, expected.partition(":")[0] or "none") == expected
+def _xxh3(piece: torch.Tensor) -> str:
+    return f"xxh3:{xxhash.xxh3_64_intdigest(piece.numpy()):016x}"
 
 
-def _sum64(data: torch.Tensor) -> int:
-    """Σ (2i+1)·M·word[i] + bytes, modulo 2⁶⁴, M odd: whatever changes in one word changes it."""
-    total = torch.zeros((), dtype=torch.int64, device=data.device)
-    for start in range(0, data.numel(), 8 * _CHUNK):
-        part = data[start : start + 8 * _CHUNK]
-        if short := -part.numel() % 8:
-            part = torch.nn.functional.pad(part, (0, short))
-        words = part.contiguous().view(torch.int64)
-        weights = _weights(data.device)[: words.numel()] + _signed((start // 4) * _MIX)
-        total += (words * weights).sum()
-    value: int = int(total.item()) + data.numel()
-    return value % (1 << 64)
+def _sum64(total: int, piece: torch.Tensor) -> str:
+    return f"sum64:{(total + piece.numel()) % (1 << 64):016x}"
+
+
+def _sums(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Σ (2i+1)·M·word[i] of each, int64, shape (pieces,), where they are."""
+    words = []
+    for piece in pieces:
+        # A copy, but for whole words: those of an empty tensor have no stride to be viewed by.
+        if not piece.numel() or piece.numel() % 8:
+            piece = torch.nn.functional.pad(piece, (0, -piece.numel() % 8 or 8))
+        words.append(piece.contiguous().view(torch.int64))
+    if words[0].is_cuda and (kernel := _kernel()):
+        return kernel(words)
+    return torch.stack([_sum(each) for each in words])
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
+    """`_sum` of several tensors as one kernel each; None: this machine cannot compile it."""
+    try:
+        from triptych.handover.seal_cuda import sums
+
+        sums([torch.zeros(1, dtype=torch.int64, device="cuda")])
+    except Exception as error:
+        logger.warning("embeddings are sealed with PyTorch's operations, more slowly: %s", error)
+        return None
+    return sums
+
+
+def _sum(words: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for start in range(0, words.numel(), _CHUNK):
+        part = words[start : start + _CHUNK]
+        weights = _weights(words.device)[: part.numel()] + _signed(2 * start * MIX)
+        total += (part * weights).sum()
+    return total
 
 
 def _signed(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-_MIX = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX = 0x9E3779B97F4A7C15 - (1 << 64)
+"""M, as a signed word."""
 
 
 @lru_cache(maxsize=8)
 def _weights(device: torch.device) -> torch.Tensor:
-    return (torch.arange(_CHUNK, device=device) * 2 + 1) * _MIX
+    return (torch.arange(_CHUNK, device=device) * 2 + 1) * MIX
