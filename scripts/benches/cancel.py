@@ -170,7 +170,7 @@ class Bench:
                 return
 
     def _in_hand(self) -> int:
-        return self._tallies.total()[0]
+        return self._tallies.total().requests
 
     async def _until(self, count: int) -> None:
         deadline = perf_counter() + LIMIT_S

@@ -66,8 +66,9 @@ def _in_hand(served: Served) -> Sample:
     folders = {path.parent for path in served.room.disk.rglob(f"*{SUFFIX}")}
     totals = [Tallies(folder).total() for folder in folders]
     return {
-        "requests in hand": sum(requests for requests, _ in totals),
-        "tokens in hand": sum(tokens for _, tokens in totals),
+        "requests in hand": sum(one.requests for one in totals),
+        "tokens in hand": sum(one.tokens for one in totals),
+        "bytes of media in hand": sum(one.media_bytes for one in totals),
     }
 
 

@@ -121,6 +121,10 @@ class PreprocessSettings(MediaSettings, frozen=True, kw_only=True):
     max_inflight_media: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Requests with media among those; more of them are turned away, so that there is room for
     text. 0: three quarters of ``max_inflight_requests``."""
+    max_inflight_media_mb: Annotated[int, msgspec.Meta(ge=0)] = 2048
+    """Bytes of media that are being loaded, over all instances, in MiB, as they come: in requests,
+    over the network and out of files. A request with media that would make them more is turned
+    away. 0: no limit."""
     max_inflight_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Tokens, of prompts and of the answers asked for, that ``decode_*`` has in hand; while there
     are more, requests are turned away. 0: no limit."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -26,7 +27,9 @@ from triptych.errors import (
     Unavailable,
 )
 from triptych.media import MediaLoader, image
+from triptych.media.base import PRIORITY
 from triptych.media.pool import python
+from triptych.media.slots import Slots
 
 CRASH, HANG, FAULT = (data_uri(jpeg(20, width)) for width in (13, 17, 19))
 """What `CrashPlanner` does at each width."""
@@ -182,6 +185,42 @@ async def test_too_many_wait(make):
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(result, Overloaded) for result in results) == 3
     assert isinstance(results[0], MediaTimeout)
+
+
+async def test_the_lowest_priority_is_decoded_first(make):
+    loader = make(media_workers=1, decode_timeout_s=1)
+    done = []
+
+    async def one(name, url, priority):
+        PRIORITY.set(priority)
+        with contextlib.suppress(MediaTimeout):
+            await load(loader, url)
+        done.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one("holds the worker", HANG, 9))
+        await asyncio.sleep(0.3)
+        for name, priority in (("last", 7), ("third", 0), ("first", -2), ("second", -1)):
+            group.create_task(one(name, picture(20 + priority), priority))
+        gone = group.create_task(one("gone", picture(99), -9))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+    assert done == ["holds the worker", "first", "second", "third", "last"]
+
+
+async def test_slots_are_not_lost_with_those_who_leave():
+    slots = Slots(1)
+    await slots.acquire()
+    waiting = [asyncio.create_task(slots.acquire()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # while it waits
+    await asyncio.sleep(0)
+    slots.release()
+    waiting[1].cancel()  # when its turn has come, and it has not gone on
+    await asyncio.wait(waiting, timeout=1)
+    assert [task.cancelled() for task in waiting] == [True, True, False]
+    slots.release()
+    await asyncio.wait_for(slots.acquire(), 1)
 
 
 async def test_workers_are_bounded_and_light(make):

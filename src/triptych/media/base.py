@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -10,6 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from triptych.contract import AudioPlan, DType, GridTHW, ImagePlan, Item, Modality, VideoPlan
+
+PRIORITY: ContextVar[int] = ContextVar("priority", default=0)
+"""Of the request that loads, the lower goes first: a loader knows media, and not what for."""
+RECEIVED: ContextVar[Callable[[int], None]] = ContextVar("received", default=lambda nbytes: None)
+"""Told how many bytes came for that request over the network or out of a file."""
 
 Array = npt.NDArray[np.generic]
 Pixels = npt.NDArray[np.uint8]

@@ -27,6 +27,7 @@ from triptych.errors import (
     MediaType,
     MediaUnreachable,
 )
+from triptych.media.base import RECEIVED
 from triptych.media.policy import Policy
 from triptych.settings import MediaSettings
 
@@ -311,13 +312,14 @@ class Fetcher:
         if status != httpx.codes.OK:
             raise MediaUnreachable(f"{host!r} answered {status}")
         _check_headers(host, response.headers, types, max_bytes)
-        data, digest = bytearray(), blake3.blake3()
+        data, digest, received = bytearray(), blake3.blake3(), RECEIVED.get()
         try:
             async for part in response.aiter_raw():
                 if len(data) + len(part) > max_bytes:
                     raise MediaTooLarge(f"{host!r} sends more than the limit of {max_bytes} bytes")
                 data += part
                 digest.update(part)
+                received(len(part))
         except httpx.TransportError as error:
             raise MediaUnreachable(_failure(response.request.url, error)) from error
         return Fetched(bytes(data), digest.hexdigest(), response.headers)

@@ -24,7 +24,7 @@ from triptych.errors import (
     TriptychError,
 )
 from triptych.media import datauri, embeddings
-from triptych.media.base import Given, Holder, Loaded, MediaOptions, Planner
+from triptych.media.base import RECEIVED, Given, Holder, Loaded, MediaOptions, Planner
 from triptych.media.cache import Counters, Flights, MediaCache, Origin
 from triptych.media.fetch import Fetched, Fetcher
 from triptych.media.policy import Policy
@@ -290,11 +290,13 @@ class MediaLoader:
 
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.to_thread(read)
+                content = await asyncio.to_thread(read)
         except TimeoutError:
             raise MediaTimeout(f"the file was not read within {timeout_s:g} s") from None
         except OSError as error:
             raise MediaUnreadable(f"the file cannot be read: {error.strerror}") from error
+        RECEIVED.get()(len(content.data))
+        return content
 
     async def _decoded(self, modality: Modality, content: Content, options: MediaOptions) -> Loaded:
         """From who holds it, the cache, a decode under way, or a worker."""

@@ -34,7 +34,8 @@ from triptych.errors import (
     TriptychError,
     Unavailable,
 )
-from triptych.media.base import Array
+from triptych.media.base import PRIORITY, Array
+from triptych.media.slots import Slots
 from triptych.media.worker import KEPT_BYTES, MESSAGE_BYTES, Answer, Job, Ready, Start, read, write
 
 logger = logging.getLogger("triptych.media")
@@ -257,7 +258,7 @@ class WorkerPool:
         self._must_confine = must_confine
         self._max_queued = max_queued
         self._queued = 0
-        self._slots = asyncio.Semaphore(size)
+        self._slots = Slots(size)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -277,7 +278,7 @@ class WorkerPool:
         await asyncio.shield(self._keep(self._warm()))
 
     async def run(self, job: Job, data: bytes) -> tuple[Array, Answer]:
-        """Decode one medium in the next free worker.
+        """Decode one medium in the next free worker, which the lowest `PRIORITY` has first.
 
         A cancelled call gives its worker back: at once if the worker gets done soon, else as a
         new one.
@@ -313,7 +314,7 @@ class WorkerPool:
             raise Overloaded(f"{self._queued} media wait to be decoded, the limit")
         self._queued += 1
         try:
-            await self._slots.acquire()
+            await self._slots.acquire(PRIORITY.get())
         finally:
             self._queued -= 1
         try:
@@ -337,13 +338,16 @@ class WorkerPool:
             raise
 
     async def _warm(self) -> None:
-        async with self._slots:
+        await self._slots.acquire()
+        try:
             worker = await self._take()
             self._busy.discard(worker)
             if self._closed:
                 await worker.stop()
             else:
                 self._idle.append(worker)
+        finally:
+            self._slots.release()
 
     async def _take(self) -> Worker:
         worker = self._idle.pop() if self._idle else None

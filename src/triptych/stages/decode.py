@@ -34,7 +34,7 @@ from triptych.stages.ended import Ended
 from triptych.stages.generations import Generations
 from triptych.stages.outbox import Outbox, Parcel, Sender
 from triptych.stages.roads import Fetchers
-from triptych.stages.tally import Tally
+from triptych.stages.tally import Hold, InHand, Tally
 from triptych.stages.telemetry import Telemetry
 from triptych.stages.times import Times
 
@@ -157,7 +157,7 @@ class TritonReply:
     def __init__(self, request: Any, telemetry: Telemetry, tally: Tally) -> None:
         self._telemetry = telemetry
         self._tally = tally
-        self._counted = (0, 0, 0)
+        self._hold: Hold | None = None
         self._sender = request.get_response_sender()
         self._request_id: str = request.request_id()
         self._wanted = frozenset(request.requested_output_names())
@@ -168,8 +168,7 @@ class TritonReply:
         """What is to be answered; from now until the last response it is in hand."""
         self.prompt = prompt
         tokens = prompt.length + prompt.sampling.max_tokens
-        self._counted = 1, tokens, bool(prompt.items)
-        self._tally.add(*self._counted)
+        self._hold = self._tally.hold(InHand(1, tokens, bool(prompt.items)))
 
     def send(self, parcel: Parcel) -> None:
         """Send the outputs that were asked for; a stream with usage ends with one response more."""
@@ -194,10 +193,8 @@ class TritonReply:
         return bool(self._sender.is_cancelled())
 
     def _give_back(self) -> None:
-        requests, tokens, with_media = self._counted
-        if requests:
-            self._tally.add(-requests, -tokens, -with_media)
-            self._counted = (0, 0, 0)
+        if self._hold is not None:
+            self._hold.close()
 
     def _respond(self, response: Any, *, final: bool = False) -> None:
         if final:

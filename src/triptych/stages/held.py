@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from contextvars import ContextVar
 from dataclasses import replace
 
 import blake3
@@ -14,13 +13,11 @@ import numpy as np
 from triptych.contract import DType, GridTHW, Modality
 from triptych.encode.keys import content_key
 from triptych.encode.lookup_client import LookupClient
-from triptych.media.base import Loaded
+from triptych.media.base import PRIORITY, Loaded
 from triptych.settings import PreprocessSettings
 
 INLINE_BYTES = 4 << 20
 """Up to this size hashing costs less than a thread does."""
-PRIORITY: ContextVar[int] = ContextVar("priority", default=0)
-"""Of the request that loads: a loader knows media, and not what they are for."""
 _NOTHING = np.empty(0, np.uint8)
 
 

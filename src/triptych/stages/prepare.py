@@ -20,11 +20,10 @@ from triptych.chat.request import ChatRequest, parse
 from triptych.contract import Items, Prompt
 from triptych.errors import InvalidRequest, InvalidValue, TriptychError
 from triptych.families.base import Family
-from triptych.media.base import Given, Loaded, MediaOptions
+from triptych.media.base import PRIORITY, RECEIVED, Given, Loaded, MediaOptions
 from triptych.media.loader import MediaLoader
 from triptych.settings import PreprocessSettings
 from triptych.stages.arrival import Arrival, check, within
-from triptych.stages.held import PRIORITY
 from triptych.stages.leased import Leased
 
 logger = logging.getLogger("triptych.stages.preprocess")
@@ -139,8 +138,14 @@ class Preparer:
         prompt = self._builder.build(begun.request, begun.rendered)
         return Prepared(_encode(prompt, begun), NO_MEDIA, NO_ITEMS)
 
-    async def load(self, begun: Begun) -> Prepared:
+    async def load(
+        self, begun: Begun, received: Callable[[int], None] = lambda nbytes: None
+    ) -> Prepared:
         """The outputs of a request with media, all of which load at the same time.
+
+        Args:
+            begun: The request.
+            received: Told how many bytes come besides those in REQUEST and TENSORS.
 
         Raises:
             MediaError: One cannot be loaded; the others are given up.
@@ -148,6 +153,7 @@ class Preparer:
             DeadlineExceeded: They take longer than the request has time.
         """
         PRIORITY.set(begun.request.priority or 0)
+        RECEIVED.set(received)
         async with within(begun.arrival.deadline, "while its media were loading"):
             loaded = await _all([self._load(part, begun.tensors) for part in begun.media])
         for part, medium in zip(begun.media, loaded, strict=True):

@@ -25,7 +25,7 @@ from triptych import contract, families
 from triptych.encode import lookup
 from triptych.encode.lookup_client import LookupClient
 from triptych.encode.recall import Recall
-from triptych.errors import Cancelled, Overloaded, Unavailable
+from triptych.errors import Cancelled, MediaTooLarge, Overloaded, Unavailable
 from triptych.media.loader import MediaLoader
 from triptych.pulse import Pulse
 from triptych.settings import PreprocessSettings
@@ -34,7 +34,7 @@ from triptych.stages.arrival import Arrival
 from triptych.stages.ended import Ended
 from triptych.stages.held import EncoderHoldings
 from triptych.stages.prepare import MediaBytes, Prepared, Preparer
-from triptych.stages.tally import Tallies, Tally
+from triptych.stages.tally import Hold, InHand, Tallies, Tally
 from triptych.stages.telemetry import Telemetry
 
 logger = logging.getLogger("triptych.stages.preprocess")
@@ -55,6 +55,7 @@ class _Job:
     tensors: MediaBytes | None = field(default=None, repr=False)
     outcome: Prepared | BaseException | None = None
     loading: Future[Prepared] | None = None
+    hold: Hold | None = None
     arrival: Arrival = field(default_factory=Arrival)
 
 
@@ -169,6 +170,7 @@ class Admission:
         self._max_requests = settings.max_inflight_requests
         self._max_tokens = settings.max_inflight_tokens
         self._max_with_media = settings.max_inflight_media or self._max_requests * 3 // 4
+        self._max_media_bytes = settings.max_inflight_media_mb << 20
 
     def check(self) -> None:
         """Whether another request may begin.
@@ -176,17 +178,32 @@ class Admission:
         Raises:
             Overloaded: Not now.
         """
-        requests, tokens = self._all.total()
-        _compare(requests, self._max_requests, "requests")
-        _compare(tokens, self._max_tokens, "tokens")
+        have = self._all.total()
+        _compare(have.requests, self._max_requests, "requests")
+        _compare(have.tokens, self._max_tokens, "tokens")
 
-    def check_media(self) -> None:
+    def check_media(self, nbytes: int) -> None:
         """Whether one with media may, which leave room for text.
+
+        Args:
+            nbytes: Of the request and the tensors beside it.
 
         Raises:
             Overloaded: Not now.
+            MediaTooLarge: It never can.
         """
-        _compare(self._all.with_media(), self._max_with_media, "requests with media")
+        have, limit = self._all.total(), self._max_media_bytes
+        _compare(have.with_media, self._max_with_media, "requests with media")
+        if limit and nbytes > limit:
+            raise MediaTooLarge(
+                f"a request with {nbytes} bytes of media cannot be served, the limit is {limit} "
+                "(max_inflight_media_mb)"
+            )
+        if limit and have.media_bytes + nbytes > limit:
+            raise Overloaded(
+                f"the server has {have.media_bytes} bytes of media in hand and this request "
+                f"{nbytes}, the limit is {limit}; try again later"
+            )
 
 
 def _compare(have: int, limit: int, what: str) -> None:
@@ -269,7 +286,8 @@ class Courier:
         """Begin a job that is new, answer one that has an outcome."""
         if job.loading is not None:
             self._loading.discard(job)
-            self._admission.tally.add(-1, 0, -1)
+            if job.hold is not None:
+                job.hold.close()
             job.outcome = _outcome(job.loading)
         elif job.outcome is None:
             self._begin(job)
@@ -279,8 +297,12 @@ class Courier:
     def _begin(self, job: _Job) -> None:
         try:
             self._admission.check()
+            nbytes = len(job.data) + (0 if job.tensors is None else job.tensors.nbytes)
             begun = self._preparer.begin(
-                job.data, job.tensors, job.arrival, on_media=self._admission.check_media
+                job.data,
+                job.tensors,
+                job.arrival,
+                on_media=lambda: self._admission.check_media(nbytes),
             )
             job.data, job.tensors = b"", None
             if not begun.media:
@@ -289,8 +311,9 @@ class Courier:
         except Exception as error:
             job.outcome = error
             return
-        job.loading = asyncio.run_coroutine_threadsafe(self._preparer.load(begun), self._loop)
-        self._admission.tally.add(1, 0, 1)
+        job.hold = hold = self._admission.tally.hold(InHand(1, 0, 1, nbytes))
+        loading = self._preparer.load(begun, hold.received)
+        job.loading = asyncio.run_coroutine_threadsafe(loading, self._loop)
         self._loading.add(job)
         job.loading.add_done_callback(lambda _: self._jobs.put(job))
 

@@ -1,6 +1,6 @@
 """How much a server has in hand, over all its processes: what admission goes by.
 
-    preprocess 0 ─┐  requests, tokens, requests with media
+    preprocess 0 ─┐  requests, tokens, requests with media, bytes of media
     preprocess 1 ─┼─▶ files in memory, one a process, in the server's own directory
     decode      ──┘
 
@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from triptych.encode import sockets
 
@@ -25,7 +26,21 @@ logger = logging.getLogger("triptych.stages")
 SUFFIX = ".tally"
 LOOK_S = 1.0
 """Seconds between two looks at which processes there are."""
-_BYTES = 24
+
+
+class InHand(NamedTuple):
+    """What a request, a process or a server has to do."""
+
+    requests: int = 0
+    tokens: int = 0
+    """Of prompts and of the answers asked for."""
+    with_media: int = 0
+    """Requests with media, which are among the requests."""
+    media_bytes: int = 0
+    """As they came, of media that are being loaded."""
+
+
+_BYTES = 8 * len(InHand._fields)
 
 
 class Tally:
@@ -52,23 +67,48 @@ class Tally:
         else:
             self._numbers = memoryview(self._map).cast("q")
 
-    def add(self, requests: int, tokens: int, with_media: int = 0) -> None:
-        """Change the numbers."""
-        with self._lock:
-            self._numbers[0] += requests
-            self._numbers[1] += tokens
-            self._numbers[2] += with_media
+    def hold(self, amount: InHand) -> Hold:
+        """Have so much more in hand, until the hold is closed."""
+        self._add(amount)
+        return Hold(self, amount)
 
     @property
-    def held(self) -> tuple[int, int]:
-        """Requests and tokens of this process."""
-        return self._numbers[0], self._numbers[1]
+    def held(self) -> InHand:
+        """What this process has in hand."""
+        return InHand(*self._numbers)
+
+    def _add(self, amount: InHand, sign: int = 1) -> None:
+        with self._lock:
+            for place, number in enumerate(amount):
+                self._numbers[place] += sign * number
 
     def close(self) -> None:
         """Count no more."""
         with contextlib.suppress(OSError):  # it was never there, or others use the directory
             self._path.unlink()
             self._path.parent.rmdir()
+
+
+class Hold:
+    """One request's part of a `Tally`; safe to use from any thread."""
+
+    def __init__(self, tally: Tally, amount: InHand) -> None:
+        self._tally = tally
+        self._amount = amount
+        self._lock = threading.Lock()
+
+    def received(self, nbytes: int) -> None:
+        """So many bytes of media came; after `close` they are nobody's."""
+        with self._lock:
+            if self._amount.requests:
+                self._tally._add(InHand(media_bytes=nbytes))
+                self._amount = self._amount._replace(media_bytes=self._amount.media_bytes + nbytes)
+
+    def close(self) -> None:
+        """Have it in hand no more; a second call does nothing."""
+        with self._lock:
+            self._tally._add(self._amount, -1)
+            self._amount = InHand()
 
 
 class Tallies:
@@ -83,19 +123,11 @@ class Tallies:
         self._known: dict[Path, memoryview] = {}
         self._next_look = 0.0
 
-    def total(self) -> tuple[int, int]:
-        """Requests and tokens."""
-        rows = self._rows()
-        return sum(row[0] for row in rows), sum(row[1] for row in rows)
-
-    def with_media(self) -> int:
-        """Requests with media, which are among the requests."""
-        return sum(row[2] for row in self._rows())
-
-    def _rows(self) -> list[memoryview]:
+    def total(self) -> InHand:
+        """Everybody's, added up."""
         if time.monotonic() >= self._next_look:
             self._look()
-        return list(self._known.values())
+        return InHand(*map(sum, zip(InHand(), *self._known.values(), strict=True)))
 
     def _look(self) -> None:
         self._next_look = time.monotonic() + LOOK_S

@@ -20,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 from triptych.settings import Settings
 from triptych.stages import spans
 from triptych.stages.ended import Ended
-from triptych.stages.tally import Tally
+from triptych.stages.tally import InHand, Tally
 
 logger = logging.getLogger("triptych.stages")
 requests = logging.getLogger("triptych.requests")
@@ -45,6 +45,7 @@ _COUNTERS = {
 _GAUGES = {
     "triptych_requests_in_hand": "Requests that a stage has begun and not ended",
     "triptych_tokens_in_hand": "Their tokens, those of the answers at most",
+    "triptych_media_bytes_in_hand": "Bytes of media that a stage is loading, as they came",
 }
 
 
@@ -81,7 +82,7 @@ class Telemetry:
         self._metrics: dict[tuple[str, ...], Any] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tally = tally
-        self._shown: tuple[int, int] | None = None
+        self._shown: InHand | None = None
         self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name="triptych-telemetry", daemon=True)
         self._thread.start()
@@ -128,7 +129,8 @@ class Telemetry:
         assert self._tally is not None
         if (held := self._tally.held) != self._shown:
             self._shown = held
-            for name, value in zip(_GAUGES, held, strict=True):
+            shown = (held.requests, held.tokens, held.media_bytes)
+            for name, value in zip(_GAUGES, shown, strict=True):
                 self._metric(name, {"stage": self._stage}).set(value)
 
     def _tell(self, ended: Ended) -> None:
