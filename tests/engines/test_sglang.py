@@ -149,7 +149,7 @@ async def test_characters_of_several_bytes_are_never_cut(checkpoint: Path, tmp_p
     [
         (None, "No such file"),
         ('{"max_total_token": 64}', r"'max_total_token'.*'max_total_tokens'"),
-        ('{"tp_size": "two"}', "refuses its configuration"),
+        ('{"tp_size": "two"}', "refuses its configuration: tp_size is 'two'"),
     ],
 )
 async def test_wrong_engine_arguments_are_named(

@@ -22,6 +22,7 @@ from triptych.errors import (
     Unavailable,
 )
 from triptych.remote import Pool
+from triptych.remote.balance import SLACK
 from triptych.remote.call import Answer, Call
 from triptych.remote.pool import TRIES
 from triptych.remote.server import RemoteServer
@@ -84,10 +85,12 @@ async def test_items_fan_out_and_come_back_in_order() -> None:
         calls = [call(f"picture {place}", 4 + place) for place in range(12)]
         asking = asyncio.ensure_future(pool.encode(calls))
         await until(lambda: sum(len(server.seen) for server in servers) == 12)
-        assert all(len(server.seen) >= 2 for server in servers)
-        assert sum(server.outstanding for server in pool.servers) == sum(
-            one.item.tokens for one in calls
-        )
+        tokens = [one.item.tokens for one in calls]
+        assert sum(server.outstanding for server in pool.servers) == sum(tokens)
+        # Who has what is for the addresses to say, which are others each time; this bound is not.
+        most = SLACK * sum(tokens) / len(servers) + max(tokens)
+        assert max(server.outstanding for server in pool.servers) <= most
+        assert sum(bool(server.seen) for server in servers) >= 2
         for server in reversed(servers):
             server.gate.set()
         answers = await asking

@@ -237,12 +237,11 @@ def decode(data: bytes | str) -> object:
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     try:
         return msgspec.json.decode(raw)
-    except UnicodeDecodeError:
-        # msgspec counts from the start of the string that is at fault.
-        raise InvalidRequest(f"the JSON is not valid UTF-8 {_utf8_fault(raw)}") from None
     except RecursionError:
         raise InvalidRequest("the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:
+        if (place := _utf8_fault(raw)) is not None:  # msgspec does not say where
+            raise InvalidRequest(f"the JSON is not valid UTF-8 (byte {place})") from None
         if fault := _LONE_SURROGATE.search(raw):
             what = f"half a surrogate pair (byte {fault.start(1)})"
         elif "truncated" in str(error):
@@ -252,12 +251,13 @@ def decode(data: bytes | str) -> object:
         raise InvalidRequest(f"the JSON is broken: {what}") from None
 
 
-def _utf8_fault(raw: bytes) -> str:
+def _utf8_fault(raw: bytes) -> int | None:
+    """The first byte that is wrong."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:
-        return f"(byte {error.start})"
-    return ""
+        return error.start
+    return None
 
 
 def _read_prompt(fields: Fields) -> str | tuple[int, ...] | None:

@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import msgspec
 
 from triptych.engines.arguments import read_arguments
 from triptych.errors import ConfigurationError
@@ -49,6 +51,7 @@ def build_arguments(
     given = read_arguments(settings.engine_args)
     try:
         check_arguments(given, {field.name for field in dataclasses.fields(ServerArgs)})
+        check_types(given, get_type_hints(ServerArgs))
     except ConfigurationError as error:
         raise error.at(settings.engine_args) from None
     context = find_context(settings, family, given)
@@ -79,6 +82,23 @@ def check_arguments(given: Mapping[str, Any], known: set[str]) -> None:
             raise ConfigurationError(f"SGLang has no engine argument {name!r}{hint}")
         if value != _OURS.get(name, value):
             raise ConfigurationError(f"{name} must be {_OURS[name]!r}, got {value!r}")
+
+
+def check_types(given: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Whether the user's arguments are of their types: SGLang finds out late, or never.
+
+    Raises:
+        ConfigurationError: At the first that is not.
+    """
+    for name, value in given.items():
+        try:
+            msgspec.convert(value, types[name])
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                f"SGLang refuses its configuration: {name} is {value!r}: {error}"
+            ) from None
+        except TypeError:
+            continue  # a type that JSON has nothing for
 
 
 def find_context(settings: DecodeSettings, family: Family, given: Mapping[str, Any]) -> int:

@@ -19,6 +19,10 @@ from triptych_client.errors import LeaseLost, NotFound
 from triptych_client.grpc_transport import AsyncGrpcTransport
 from triptych_client.requests import Call
 
+ONLY_S = 5.0
+"""How long the only ensemble is taken for that without asking again, which takes longer than a
+token does, in seconds."""
+
 
 class Served(msgspec.Struct, frozen=True):
     """A name under which a model is served."""
@@ -44,6 +48,7 @@ class Backend:
         self._server = Server(self._transport)
         self._watch = Watch(self._transport)
         self._chats: dict[str, bool] = {}
+        self._single, self._single_until = "", 0.0
 
     async def close(self) -> None:
         """End what is not over, and let go of the connection."""
@@ -87,6 +92,7 @@ class Backend:
                     raise
             except NotFound:
                 self._chats.pop(ensemble, None)  # it was unloaded
+                self._single_until = 0.0
                 raise
             finally:
                 await conversation.close()
@@ -131,8 +137,11 @@ class Backend:
         return [name for name, chat in zip(ready, chats, strict=True) if chat]
 
     async def _only(self, alias: str) -> str:
+        if time.monotonic() < self._single_until:
+            return self._single
         ensembles = await self.ensembles()
         if len(ensembles) == 1:
+            self._single, self._single_until = ensembles[0], time.monotonic() + ONLY_S
             return ensembles[0]
         raise ModelNotFound(
             f"{alias!r} may be any of {', '.join(ensembles) or 'no'} models: the gateway's "

@@ -1,12 +1,11 @@
 """The stage ``preprocess``: decoupled, so that one slow medium holds up nobody.
 
-    execute ──requests──▶ courier thread ──requests with media──▶ loop thread
-                          │  ▲                                        │
-                          │  └──────────────outcomes─────────────────-┘
-                          └─▶ response
+    execute ──requests with media──▶ loop thread ──outcomes──▶ courier thread ──▶ response
+       └──text──▶ response
 
-Triton allows only one thread to touch a response sender, so the courier does all of that. It also
-reads and renders, which is quick: a request of text alone goes through one hand-over.
+Triton allows only one thread to touch a response sender. Reading and rendering are quick, so a text
+is answered where it came, in Triton's own thread, and is handed to no other. Whatever waits for
+media is the courier's: it watches the callers, and answers.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ STOP_TIMEOUT_S = 10.0
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One request on its way through the courier; `outcome` is set when it can be answered."""
+    """One request; `outcome` is set when it can be answered."""
 
     sender: Any
     request_id: str
@@ -92,7 +91,7 @@ class PreprocessModel:
         logger.info("serving %s from %s", family.name, settings.model)
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Take the requests over; the courier answers each of them once."""
+        """Answer what is text alone, or wrong; the rest is answered by the courier, once each."""
         for request in requests:
             job = _Job(request.get_response_sender(), request.request_id())
             try:
@@ -104,7 +103,7 @@ class PreprocessModel:
                 )
             except Exception as error:
                 job.outcome = error
-            self._courier.submit(job)
+            self._courier.take(job)
 
     def _open_recall(self, args: Mapping[str, str]) -> Recall | None:
         """Where the encoder and decode may come back; None: this machine does not let us listen."""
@@ -214,7 +213,7 @@ def _compare(have: int, limit: int, what: str) -> None:
 
 
 class Courier:
-    """The thread that begins requests, watches their callers, and sends the answers."""
+    """Begins requests, and has a thread that watches over those whose media load."""
 
     def __init__(
         self,
@@ -237,16 +236,22 @@ class Courier:
         """Begin to serve."""
         self._thread.start()
 
-    def submit(self, job: _Job) -> None:
-        """Take a job, from any thread."""
-        self._jobs.put(job)
+    def take(self, job: _Job) -> None:
+        """Answer a job, or begin to load its media; for one thread."""
+        if job.outcome is None:
+            self._begin(job)
+        if job.outcome is not None:
+            self._answer(job, job.outcome)
+        elif job.loading is not None:
+            self._jobs.put(job)  # its sender is the courier's from here on
+            job.loading.add_done_callback(lambda _: self._jobs.put(job))
 
     def drop(self, request_id: str) -> None:
         """End the loading of every request of this id, from any thread."""
         self._jobs.put(request_id)
 
     def stop(self) -> None:
-        """Answer what was submitted; what is still loading gets an error."""
+        """Answer what has loaded; what is still loading gets an error."""
         self._jobs.put(None)
         self._thread.join(STOP_TIMEOUT_S + 1)
 
@@ -261,7 +266,7 @@ class Courier:
         self._drain()
 
     def _turn(self) -> bool:
-        """Wait for one job and advance it; False at the end of all jobs."""
+        """Wait for one job that has begun or loaded; False at the end of all jobs."""
         try:
             job = self._jobs.get(timeout=CANCEL_POLL_S if self._loading else None)
         except queue.Empty:
@@ -283,16 +288,13 @@ class Courier:
                 job.loading.cancel()
 
     def _advance(self, job: _Job) -> None:
-        """Begin a job that is new, answer one that has an outcome."""
-        if job.loading is not None:
+        """Watch over a job that comes for the first time, answer one that comes again."""
+        if job not in self._loading:
+            self._loading.add(job)
+        elif job.loading is not None and job.hold is not None:
             self._loading.discard(job)
-            if job.hold is not None:
-                job.hold.close()
-            job.outcome = _outcome(job.loading)
-        elif job.outcome is None:
-            self._begin(job)
-        if job.outcome is not None:
-            self._answer(job, job.outcome)
+            job.hold.close()
+            self._answer(job, _outcome(job.loading))
 
     def _begin(self, job: _Job) -> None:
         try:
@@ -314,8 +316,6 @@ class Courier:
         job.hold = hold = self._admission.tally.hold(InHand(1, 0, 1, nbytes))
         loading = self._preparer.load(begun, hold.received)
         job.loading = asyncio.run_coroutine_threadsafe(loading, self._loop)
-        self._loading.add(job)
-        job.loading.add_done_callback(lambda _: self._jobs.put(job))
 
     def _answer(self, job: _Job, outcome: Prepared | BaseException) -> None:
         try:
