@@ -20,9 +20,10 @@ ITEMS = "ITEMS"
 EMBEDDINGS = "EMBEDDINGS"
 TICKET = "TICKET"
 ABORT = "abort"
+OUTPUTS = "outputs"
 TRACEPARENT = "traceparent"
-"""Names of the server's tensors, and of the parameters that end a generation and that tell the
-caller's place in a trace."""
+"""Names of the server's tensors, and of the parameters that end a generation, that say which
+outputs are read and that tell the caller's place in a trace."""
 
 DEFAULT_MODEL = "chat_vllm"
 DEFAULT_TIMEOUT_S = 600.0
@@ -89,7 +90,7 @@ class Call(msgspec.Struct, frozen=True):
     @property
     def parameters(self) -> dict[str, int | str]:
         """What goes beside the tensors; Triton's ``timeout`` is in microseconds."""
-        found: dict[str, int | str] = {}
+        found: dict[str, int | str] = {OUTPUTS: CHUNK}
         if self.timeout is not None:
             found["timeout"] = max(1, int(self.timeout * 1e6))
         if self.traceparent:

@@ -76,6 +76,10 @@ TRACEPARENT = "traceparent"
 KV_TRANSFER = "kv_transfer_params"
 """Parameter of a request to an ensemble or to ``decode_*``: JSON object that goes to the engine as
 it is, and says where the prompt's keys and values are, or whom they are for."""
+OUTPUTS = "outputs"
+"""Parameter of a request to an ensemble or to ``decode_*``: names of outputs, by commas, that are
+all that the caller reads. An ensemble asks its steps for every output, whoever asked it for what;
+with many streams each tensor of a response counts."""
 ABORT = "abort"
 """Request parameter of ``decode_*``: its value is the Triton request id whose generation ends."""
 

@@ -25,7 +25,7 @@ from triptych.contract import Prompt
 from triptych.encode import lookup, recall
 from triptych.engines import base
 from triptych.engines.kept import KeptEngine
-from triptych.errors import TriptychError
+from triptych.errors import InvalidValue, TriptychError
 from triptych.pulse import Pulse
 from triptych.settings import DecodeSettings
 from triptych.stages import again, backend
@@ -112,6 +112,8 @@ class DecodeModel:
                 recall.drop(lookup.place(), ended)
             self._sender.put(Outbox(reply, stream=False), base.Delta("", 0, finish_reason="stop"))
             return
+        if contract.OUTPUTS in parameters:
+            reply.narrow(str(parameters[contract.OUTPUTS]))
         prompt = read_prompt(request, parameters)
         ticket = read_ticket(request)
         embeddings = read_embeddings(request) if ticket.items else None
@@ -163,6 +165,18 @@ class TritonReply:
         self._wanted = frozenset(request.requested_output_names())
         self._writer: ChunkWriter | None = None
         self.times = Times()
+
+    def narrow(self, names: str) -> None:
+        """Send no outputs but these, by commas.
+
+        Raises:
+            InvalidValue: None of them is one that can be sent.
+        """
+        wanted = self._wanted & frozenset(names.split(","))
+        if not wanted:
+            have = ", ".join(sorted(self._wanted))
+            raise InvalidValue(f"names none of {have}: {names[:100]!r}", where=contract.OUTPUTS)
+        self._wanted = wanted
 
     def take(self, prompt: Prompt) -> None:
         """What is to be answered; from now until the last response it is in hand."""

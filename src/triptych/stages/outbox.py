@@ -28,9 +28,9 @@ from triptych.stages.times import Times
 
 logger = logging.getLogger("triptych.stages.decode")
 
-SHARE = 0.25
+SHARE = 0.15
 """Of the thread's time, the most that rounds may take."""
-MAX_REST_S = 0.02
+MAX_REST_S = 0.06
 """Seconds between two rounds at most: less than an eye sees."""
 POLL_S = 0.02
 """Seconds between two looks at whether callers have gone away; sending always comes first."""
