@@ -42,6 +42,8 @@ VLLM_ENVIRON = {
 }
 """As `triptych.engines.vllm_environment` has it for ours."""
 
+Environ = Mapping[str, str | None]
+
 Piece = tuple[str, int]
 """Text, and the answer's tokens where it tells them, else 0."""
 
@@ -60,11 +62,11 @@ class Processes:
 
     Args:
         command: Its command line.
-        environ: What its environment has besides ours.
+        environ: What its environment has besides ours; None: what it has not.
         log: Where its output goes.
     """
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], environ: Environ, log: Path) -> None:
         self._log = log
         self._started = time.monotonic()
         self.ready_s = 0.0
@@ -72,7 +74,7 @@ class Processes:
         with log.open("w") as output:
             self._root = subprocess.Popen(
                 command,
-                env={**os.environ, **environ},
+                env={k: v for k, v in {**os.environ, **environ}.items() if v is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -217,7 +219,7 @@ def start_triptych(
     model: Path,
     folder: Path,
     arguments: Sequence[str] = (),
-    environ: Mapping[str, str] | None = None,
+    environ: Environ | None = None,
 ) -> dict[str, Any]:
     """``triptych serve --openai``.
 
@@ -225,7 +227,7 @@ def start_triptych(
         model: Its checkpoint.
         folder: Where its log goes.
         arguments: More flags.
-        environ: What its environment has besides ours.
+        environ: See `Processes`.
 
     Returns:
         The `Processes`, the addresses of Triton's gRPC and HTTP, and the gateway's URL.
@@ -247,7 +249,9 @@ def start_triptych(
     }
 
 
-def start_vllm(model: Path, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def start_vllm(
+    model: Path, folder: Path, arguments: Sequence[str], environ: Environ | None = None
+) -> dict[str, Any]:
     """The OpenAI server of vLLM; see `start_triptych`."""
     (port,) = free_ports(1)
     command = [
@@ -256,7 +260,9 @@ def start_vllm(model: Path, folder: Path, arguments: Sequence[str]) -> dict[str,
     ]
     url = f"http://127.0.0.1:{port}"
     return {
-        "processes": Processes(command, VLLM_ENVIRON, folder / "vllm.log"),
+        "processes": Processes(
+            command, {**VLLM_ENVIRON, **(environ or {})}, folder / f"vllm-{port}.log"
+        ),
         "url": url,
         "ready": f"{url}/health",
     }

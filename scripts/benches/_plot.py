@@ -11,6 +11,7 @@ COLOURS = {
     "triptych gRPC": "#0b6e4f",
     "triptych gateway": "#6fc49f",
     "vLLM": "#d1603d",
+    "vLLM, all cores": "#e9a68b",
     "Dynamo": "#8a8d91",
 }
 REFERENCE = "vLLM"
@@ -24,9 +25,12 @@ def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> 
     from matplotlib import pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
-    figure, axes = plt.subplots(1, 1 + len(curves), figsize=(6 + 4 * len(curves), 4.5))
-    _bars(axes[0], results)
-    for axis, (kind, lines) in zip(axes[1:], curves.items(), strict=True):
+    figure, axes = plt.subplots(
+        1, 1 + len(curves), figsize=(6 + 4 * len(curves), 4.5), squeeze=False
+    )
+    bars_of, *curves_of = axes[0]
+    _bars(bars_of, results)
+    for axis, (kind, lines) in zip(curves_of, curves.items(), strict=True):
         for name, points in lines.items():
             rates = [rate for rate, _ in points]
             colour = COLOURS.get(name)
@@ -38,7 +42,7 @@ def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> 
         axis.yaxis.set_minor_formatter(ScalarFormatter())
         axis.grid(alpha=0.3)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    bars, names = axes[0].get_legend_handles_labels()
+    bars, names = bars_of.get_legend_handles_labels()
     figure.legend(bars, names, frameon=False, loc="lower center", ncols=len(names))
     figure.savefig(file)
     plt.close(figure)
@@ -47,11 +51,15 @@ def serve(results: Mapping[Any, Any], curves: Mapping[str, Any], file: Path) -> 
 def _bars(axis: Any, results: Mapping[Any, Any]) -> None:
     names = [name for name in COLOURS if any(name in peers for peers in results.values())]
     height = 0.8 / len(names)
+    labelled = set()
     for place, (_, peers) in enumerate(results.items()):
         reference = median(one.requests_per_s for one in peers[REFERENCE])
         for number, name in enumerate(names):
+            if name not in peers:
+                continue
             value = median(one.requests_per_s for one in peers[name]) / reference
-            label = "" if place else name
+            label = "" if name in labelled else name
+            labelled.add(name)
             at = place + number * height
             axis.barh(at, value, height, color=COLOURS[name], label=label)
     axis.set_yticks(

@@ -158,6 +158,24 @@ def test_only_what_was_asked_for_is_sent(stream: Stream, family: Family, name: s
         assert [output.name for output in response.get_response().outputs] == [name]
 
 
+@pytest.mark.parametrize("name", [contract.TEXT, contract.CHUNK])
+def test_only_what_is_read_is_sent_where_an_ensemble_asks_for_all(
+    stream: Stream, family: Family, name: str
+) -> None:
+    prompt, media = streamed(family)
+    stream.ask(prompt, media, parameters={contract.OUTPUTS: name})
+    for response in stream.collect():
+        assert [output.name for output in response.get_response().outputs] == [name]
+
+
+def test_outputs_that_there_are_not_are_refused_by_name(stream: Stream, family: Family) -> None:
+    prompt, media = streamed(family)
+    stream.ask(prompt, media, parameters={contract.OUTPUTS: "CHONK"})
+    with pytest.raises(InvalidValue, match="CHUNK, TEXT: 'CHONK'") as error:
+        stream.collect()
+    assert error.value.where == contract.OUTPUTS
+
+
 def test_without_stream_there_is_one_response(stream: Stream, family: Family) -> None:
     prompt, media = about_a_picture(family, max_tokens=4000)
     stream.ask(prompt, media)

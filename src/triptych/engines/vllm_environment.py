@@ -48,7 +48,9 @@ def prepare(*, eager: bool) -> bool:
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         # One core is left to the server; on two, that one is worth more than a second thread.
         cores = len(os.sched_getaffinity(0))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+        threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+        # OpenMP has read its environment when torch was imported, which others may have done.
+        torch.set_num_threads(int(threads.partition(",")[0]))
     tie_forks()
     return on_cpu
 
