@@ -135,12 +135,14 @@ async def _measure(model: Path, started: dict[str, Any], quick: bool) -> tuple[R
         if name in started:
             peers.append(OpenAIPeer(name, started[name]["processes"], started[name]["url"]))
     try:
+        keys = _chosen()
+        kinds = dict.fromkeys(kind for kind, _ in keys)
         for peer in peers:
-            await warm(peer, [body for kind in loads.kinds for body in loads.take(kind, 2)])
-        only = os.environ.get("BENCH_ONLY", "").split(",")
-        keys = [key for key in CLOSED if {key[0], f"{key[0]} {key[1]}"} & {*only} or only == [""]]
+            await warm(peer, [body for kind in kinds for body in loads.take(kind, 2)])
+        for kind in kinds:
+            await _compare(peers, loads, kind)
         results = await _closed_loops(peers, loads, keys, quick)
-        if only != [""]:
+        if len(keys) < len(CLOSED):
             return results, {}
         return results, await _open_loops(peers, loads, results, quick)
     finally:
@@ -148,10 +150,14 @@ async def _measure(model: Path, started: dict[str, Any], quick: bool) -> tuple[R
             await peer.close()
 
 
+def _chosen() -> list[Key]:
+    """The loads to measure: all, unless ``BENCH_ONLY`` names some."""
+    only = {name for name in os.environ.get("BENCH_ONLY", "").split(",") if name}
+    return [key for key in CLOSED if not only or only & {key[0], f"{key[0]} {key[1]}"}]
+
+
 async def _closed_loops(peers: list[Peer], loads: Loads, keys: list[Key], quick: bool) -> Results:
     results: Results = defaultdict(lambda: defaultdict(list))
-    for kind in dict.fromkeys(kind for kind, _ in keys):
-        await _compare(peers, loads, kind)
     for number in range(3 if quick else 7):
         for key in keys:
             (kind, streams), count = key, CLOSED[key]
