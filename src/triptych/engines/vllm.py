@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -128,10 +129,11 @@ class VllmEngine(Engine):
             raise Unavailable(f"vLLM did not start: {error}; its own log says why") from error
         self._pids = _processes(self._llm)
         logger.info(
-            "started in %.1f s: import %.1f, configuration %.1f, engine %.1f",
+            "started in %.1f s: import %.1f, configuration %.1f, engine, by %s, %.1f",
             time.monotonic() - begun,
             imported - begun,
             configured - imported,
+            os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork"),
             time.monotonic() - configured,
         )
 

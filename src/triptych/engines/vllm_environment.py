@@ -5,6 +5,7 @@ Nothing here overrules what the user has set.
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 from triptych.engines import environment, torchvision_ops
@@ -24,6 +25,9 @@ _CPU_DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
+_CUDA_ERROR_NOT_INITIALIZED = 3
+"""From <cuda.h>."""
+
 
 def prepare(*, eager: bool) -> bool:
     """Set up this process for vLLM.
@@ -36,6 +40,8 @@ def prepare(*, eager: bool) -> bool:
     """
     environment.prepare(_DEFAULTS)
     torchvision_ops.define_missing()
+    # To ask whether there is a GPU would begin to use it otherwise, which no fork can go on with.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     on_cpu = not torch.cuda.is_available()
@@ -51,8 +57,23 @@ def prepare(*, eager: bool) -> bool:
         threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
         # OpenMP has read its environment when torch was imported, which others may have done.
         torch.set_num_threads(int(threads.partition(",")[0]))
+    elif _cuda_is_in_use():
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     tie_forks()
     return on_cpu
+
+
+def _cuda_is_in_use() -> bool:
+    """Whether anybody in this process has begun with CUDA, so that no fork of it can use it.
+
+    vLLM asks PyTorch, which does not know of NIXL and of Triton. A fork, where it can be, halves
+    the start: what is spawned imports everything again.
+    """
+    try:
+        count = ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
+    except OSError:
+        return False
+    return bool(count != _CUDA_ERROR_NOT_INITIALIZED)
 
 
 def fork_on_cpu(start_method: str | None) -> None:

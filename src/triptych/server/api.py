@@ -67,7 +67,7 @@ class Api:
             return False
         if answer.is_success and contract.CHUNK in answer.json():
             return True
-        raise TriptychError.parse(answer.text)
+        raise TriptychError.parse(_said(answer))
 
     def load(self, model: str) -> None:
         """Take a model into service.
@@ -106,4 +106,17 @@ class Api:
         except httpx.TransportError as error:
             raise Unavailable(f"tritonserver does not {what} {model}: {error}") from None
         if not answer.is_success:
-            raise Unavailable(f"tritonserver does not {what} {model}: {answer.text}")
+            raise Unavailable(f"tritonserver does not {what} {model}: {_said(answer)}")
+
+
+class _Refusal(msgspec.Struct):
+    """Triton's answer to what it does not do."""
+
+    error: str
+
+
+def _said(answer: httpx.Response) -> str:
+    try:
+        return msgspec.json.decode(answer.content, type=_Refusal).error
+    except msgspec.MsgspecError:
+        return answer.text
