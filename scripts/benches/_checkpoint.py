@@ -37,6 +37,12 @@ def endless(folder: Path, context: int) -> Path:
         context: Tokens of prompt and answer together.
     """
     with_hub_sizes(folder)
+    never_end(folder, context)
+    return folder
+
+
+def never_end(folder: Path, context: int) -> None:
+    """Change a checkpoint as `endless` has it."""
     ids = {
         token["content"]: token["id"]
         for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
@@ -49,7 +55,6 @@ def endless(folder: Path, context: int) -> Path:
     )
     _change(folder / "generation_config.json", eos_token_id=ids[NEVER])
     _change(folder / "tokenizer_config.json", eos_token=NEVER, model_max_length=context)
-    return folder
 
 
 def _change(file: Path, **fields: Any) -> None:

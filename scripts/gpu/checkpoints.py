@@ -178,6 +178,9 @@ def _copy(tiny: Path, folder: Path) -> None:
 
 def _finish(folder: Path, config: Any, parts: dict[str, Callable[[], torch.nn.Module]]) -> None:
     """Write the configuration and the weights of the parts, by the prefixes of their names."""
+    # As the hub's configurations name it; engines serve nothing that has no name.
+    family = type(config).__name__.removesuffix("Config")
+    config.architectures = [f"{family}ForConditionalGeneration"]
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     generator = torch.Generator().manual_seed(0)
     weights = {}

@@ -3,7 +3,10 @@
 ::
 
     .venvs/vllm/bin/python scripts/gpu/pack.py .pieces              # Triton, NIXL, what stages need
-    .venvs/vllm/bin/python scripts/gpu/pack.py .pieces --vllm 0.25.1   # and vLLM for its GPU
+    .venvs/vllm/bin/python scripts/gpu/pack.py .pieces --vllm 0.32.0 --torch 2.13.0   # and vLLM
+
+vLLM names the PyTorch that it runs with; ``--torch`` is for a machine that has another, of the same
+CUDA.
 
 Makes ``.pieces/00``, ``.pieces/01``, …, each at most `FOLDER_BYTES`, which are carried there one
 after the other; ``scripts/gpu/run.py take`` puts them together again. Whatever such a machine has
@@ -13,11 +16,13 @@ already (PyTorch for its CUDA, transformers) is not packed.
 from __future__ import annotations
 
 import argparse
+import email
 import hashlib
 import json
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -28,7 +33,7 @@ MIB = 1 << 20
 FOLDER_BYTES = 40 * MIB
 PIECE_BYTES = 8 * MIB
 ROOT = Path(__file__).parents[2]
-GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)
+GLIBC = (39, 35, 34, 31, 28, 27, 24, 18, 17)
 """Of manylinux tags that are taken: pip matches each exactly."""
 UNNEEDED = ("opencv", "nixl-cu12")
 """Pinned for other environments than that machine's, whose CUDA is 13."""
@@ -46,6 +51,10 @@ MACHINES = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "vllm-
 """Of what vLLM needs, what that machine has itself or gets otherwise."""
 CPUS = ("intel-", "sentry-sdk")
 """And what it needs on a CPU alone, or not at all."""
+BESIDE_TORCH = ("triton", "nvidia-nccl-cu13")
+"""What a PyTorch needs in just the version that it names."""
+OTHER_CHIPS = ("vllm/vllm-rs", "vllm/vllm_flash_attn/_vllm_fa2_C.", "vllm/third_party/deep_gemm/_C")
+"""Half of vLLM's wheel, for other chips, quantised models, or its server in Rust."""
 
 
 def main() -> None:
@@ -54,6 +63,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="of the machine there")
     parser.add_argument("--vllm", metavar="VERSION", help="pack this vLLM too")
+    parser.add_argument("--torch", metavar="VERSION", help="pack this PyTorch for CUDA 13 too")
     arguments = parser.parse_args()
     if arguments.folder.exists():
         parser.error(f"{arguments.folder} exists")
@@ -64,6 +74,10 @@ def main() -> None:
         wanted = list({pin.partition("==")[0]: pin for pin in wanted}.values())
     with tempfile.TemporaryDirectory() as wheels:
         _download(wanted, Path(wheels), arguments.python)
+        if arguments.torch:
+            _download_torch(arguments.torch, Path(wheels), arguments.python)
+        for wheel in Path(wheels).glob("vllm-*.whl"):
+            _leave_out(wheel, OTHER_CHIPS)
         count = _cut(sorted(Path(wheels).glob("*.whl")), arguments.folder)
     print(f"{count} folders in {arguments.folder}, to be carried in turn")
 
@@ -111,6 +125,29 @@ def _download(wanted: list[str], into: Path, python: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(into)]
     command += ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
     subprocess.run([*command, *platforms, *wanted], check=True)
+
+
+def _download_torch(version: str, into: Path, python: str) -> None:
+    """PyTorch's build for CUDA, which a package index has and other places may not."""
+    _download([f"torch=={version}", *_installed(("torchvision",))], into, python)
+    [wheel] = into.glob("torch-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        [metadata] = [name for name in file.namelist() if name.endswith("dist-info/METADATA")]
+        needed = email.message_from_bytes(file.read(metadata)).get_all("Requires-Dist", [])
+    requirements = [Requirement(line) for line in needed]
+    pins = [f"{one.name}{one.specifier}" for one in requirements if one.name in BESIDE_TORCH]
+    _download(pins, into, python)
+
+
+def _leave_out(wheel: Path, names: tuple[str, ...]) -> None:
+    """Take the files whose names begin so out of a wheel."""
+    whole = wheel.with_suffix(".whole")
+    wheel.rename(whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            if not entry.filename.startswith(names):
+                new.writestr(entry, old.read(entry))
+    whole.unlink()
 
 
 def _cut(wheels: list[Path], folder: Path) -> int:

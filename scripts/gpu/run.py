@@ -73,9 +73,10 @@ def install() -> Seen:
     """
     venv.create(VENV, system_site_packages=True, with_pip=True, clear=True)
     _show_machine()
-    own = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
+    own = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--quiet"]
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
     _call([PYTHON, "-m", "pip", "install", "--force-reinstall", *own, *wheels])
+    _share_cuda()
     _call([PYTHON, "-m", "pip", "install", *own, "-e", str(ROOT)])
     return {"wheels": [Path(wheel).name for wheel in wheels]}
 
@@ -90,6 +91,14 @@ def _show_machine() -> None:
             (seen / entry.name).symlink_to(entry)
     site = next(VENV.glob("lib/python*/site-packages"))
     (site / "machine.pth").write_text(f"{seen}\n")
+
+
+def _share_cuda() -> None:
+    """Put the machine's CUDA libraries beside a PyTorch of ours, which looks for them there."""
+    for ours in VENV.glob("lib/python*/site-packages/nvidia"):
+        for theirs in (STORE / "machine" / "nvidia").iterdir():
+            if not (ours / theirs.name).exists():
+                (ours / theirs.name).symlink_to(theirs)
 
 
 def check() -> Seen:

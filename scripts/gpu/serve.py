@@ -1,14 +1,16 @@
-"""Triptych and vLLM's own server on a GPU: a picture, four, and conversations that keep pictures.
+"""Triptych and vLLM's own server on a GPU: texts, pictures, and conversations that keep pictures.
 
 Qwen2.5-VL-7B with weights drawn at random, the same version of vLLM, all servers on one GPU and all
-but one idle. Prints one JSON object: for each load and server the time to first token and what was
-answered a second, medians over the rounds, and the ratios to vLLM's own.
+but one idle. After each turn a line of JSON: for each load and server the time to first token and
+what was answered a second, medians over the rounds so far, and the ratios to vLLM's own.
 
-``--small`` serves the tiny model, to see that it runs.
+``--small`` serves the tiny model, whose answers mean something: the line tells how many of each
+server's are vLLM's own. ``--rounds 3`` measures less often.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -24,10 +26,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benches._checkpoint import TINY, endless
+import torch
+
+from benches._checkpoint import TINY, endless, never_end
 from benches._drive import Measured, closed
 from benches._loads import Loads
-from benches._peers import OpenAIPeer, Peer, TritonPeer, start_triptych, start_vllm, warm
+from benches._peers import (
+    VLLM_ENVIRON,
+    OpenAIPeer,
+    Peer,
+    TritonPeer,
+    start_triptych,
+    start_vllm,
+    warm,
+)
 from checkpoints import write
 
 CONTEXT = 16384
@@ -36,17 +48,36 @@ USERS, TURNS, SHOWN = 30, 8, 5
 """Each turn shows the pictures of the last and one more, at most five."""
 SHARE = 0.4
 """Of the GPU's memory, for each engine."""
+COMPILATION = {
+    "mode": 0,
+    "cudagraph_mode": "FULL_DECODE_ONLY",
+    "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64],
+}
+"""CUDA graphs, and no compiler, which a start would wait a minute for; the same for both."""
+OF_A_GPU = dict.fromkeys(VLLM_ENVIRON.keys() - {"VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"})
+"""Of what vLLM's server is told on a CPU, all that it is not told here."""
 
 
 def main() -> None:
     """Serve and measure."""
-    small = "--small" in sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    small = arguments.small
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         model = endless(folder / "checkpoint", CONTEXT) if small else _large(folder / "checkpoint")
-        load = {} if small else {"load_format": "dummy", "gpu_memory_utilization": SHARE}
+        load = {} if small else {"load_format": "dummy"}
+        if torch.cuda.is_available():
+            load |= {"gpu_memory_utilization": SHARE, "compilation_config": COMPILATION}
+            load["attention_backend"] = "FLASH_ATTN"  # others need what is not packed
         started = _start(model, folder, load, stack)
-        print(json.dumps(asyncio.run(_measure(model, started, small))))
+        starts = {name: round(one["processes"].ready_s, 1) for name, one in started.items()}
+        told = [line for line in _log(folder).read_text().splitlines() if "started in" in line]
+        print("\n".join(told), file=sys.stderr)
+        print(json.dumps({"start to ready, s": starts}), flush=True)
+        asyncio.run(_measure(model, started, 1 if small else arguments.rounds, small))
 
 
 def _large(folder: Path) -> Path:
@@ -57,30 +88,45 @@ def _large(folder: Path) -> Path:
     words = tiny.get("text_config", tiny)["vocab_size"]
     config["text_config"]["vocab_size"] = config["vocab_size"] = words
     (folder / "config.json").write_text(json.dumps(config))
+    never_end(folder, CONTEXT)
     return folder
 
 
 def _start(model: Path, folder: Path, load: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
     engine = folder / "engine.json"
     engine.write_text(json.dumps({"max_num_batched_tokens": CONTEXT, **load}))
+    log = _log(folder)
     flags = [f"--engine-args={engine}", "--max-num-seqs=64", f"--max-model-len={CONTEXT}"]
+    flags.append(f"--log-file={log}")
     theirs = [
         *("--max-num-seqs=64", f"--max-model-len={CONTEXT}"),
         *(f"--max-num-batched-tokens={CONTEXT}", "--limit-mm-per-prompt", '{"image": 5}'),
-        *(f"--{name.replace('_', '-')}={value}" for name, value in load.items()),
+        *(f"--{name.replace('_', '-')}={_flag(value)}" for name, value in load.items()),
     ]
     started = {}
-    for name, start, arguments in (
-        ("triptych", start_triptych, flags),
-        ("vLLM", start_vllm, theirs),
+    for name, start, arguments, environ in (
+        ("triptych", start_triptych, flags, {}),
+        ("vLLM", start_vllm, theirs, OF_A_GPU if torch.cuda.is_available() else {}),
     ):
-        server = started[name] = start(model, folder, arguments)  # type: ignore[operator]
+        server = started[name] = start(model, folder, arguments, environ)  # type: ignore[operator]
         stack.callback(server["processes"].stop)
-        server["processes"].wait(server["ready"])
+        try:
+            server["processes"].wait(server["ready"])
+        except RuntimeError:
+            print(log.read_text()[-8000:], file=sys.stderr)
+            raise
     return started
 
 
-async def _measure(model: Path, started: dict[str, Any], small: bool) -> dict[str, Any]:
+def _log(folder: Path) -> Path:
+    return folder / "triton.log"
+
+
+def _flag(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+async def _measure(model: Path, started: dict[str, Any], rounds: int, small: bool) -> None:
     ours, theirs = started["triptych"], started["vLLM"]
     peers: list[Peer] = [
         TritonPeer("triptych gRPC", ours["processes"], ours["grpc"], "chat_vllm"),
@@ -91,24 +137,48 @@ async def _measure(model: Path, started: dict[str, Any], small: bool) -> dict[st
     found: dict[str, dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     try:
         for peer in peers:
-            await warm(peer, loads.take("unique image", 2))
-        for number in range(1 if small else ROUNDS):
+            # Workers start, and kernels are chosen and recorded, when they are needed first.
+            await warm(peer, [loads.asking(4, 1024) for _ in range(4)])
+            await closed(peer, loads.take("unique image", 24), 8)
+            await closed(peer, loads.take("text", 32), 32)
+        if small:
+            print(json.dumps({"equal to vLLM's": await _equal(peers, loads)}), flush=True)
+        for number in range(rounds):
             for turn in range(len(peers)):
                 peer = peers[(turn + number) % len(peers)]
                 for kind, bodies, streams in _kinds(loads, small):
                     found[kind][peer.name].append(await closed(peer, bodies, streams))
+                print(json.dumps({kind: _told(one) for kind, one in found.items()}), flush=True)
     finally:
         for peer in peers:
             await peer.close()
-    return {kind: _told(measured) for kind, measured in found.items()}
+
+
+async def _equal(peers: list[Peer], loads: Loads) -> dict[str, str]:
+    """How many answers of each server are those of vLLM's own, to the same requests."""
+    bodies = [
+        body for kind in ("text", "unique image", "small image") for body in loads.take(kind, 4)
+    ]
+    texts = {
+        peer.name: [sample.text for sample in (await closed(peer, bodies, 1)).samples]
+        for peer in peers
+    }
+    return {
+        name: f"{sum(map(str.__eq__, said, texts['vLLM']))} of {len(bodies)}"
+        for name, said in texts.items()
+    }
 
 
 def _kinds(loads: Loads, small: bool) -> Iterator[tuple[str, list[bytes], int]]:
     """Name, requests and streams of each load, none of whose pictures came before."""
-    yield "one image", loads.take("unique image", 4 if small else 32), 1
+    for streams, count in ((1, 8), (8, 48), (32, 128)):
+        yield f"text, {streams}", loads.take("text", 4 if small else count), streams
+    yield "unique image, 8", loads.take("unique image", 8 if small else 48), 8
+    yield "same image, 8", loads.take("same image", 8 if small else 64), 8
+    yield "one image", loads.take("unique image", 4 if small else 16), 1
     users, turns = (3, 2) if small else (USERS, TURNS)
     sizes = 512 if small else 1024
-    yield "four images", [loads.asking(4, sizes) for _ in range(2 if small else 16)], 1
+    yield "four images", [loads.asking(4, sizes) for _ in range(2 if small else 8)], 1
     talks = [loads.talk(turns, SHOWN, sizes) for _ in range(users)]
     # A turn of everybody, then the next: nobody asks on before an answer.
     order = random.Random(0)
@@ -123,12 +193,16 @@ def _told(measured: dict[str, list[Measured]]) -> dict[str, Any]:
         told[name] = {
             "ttft_ms": sorted(one.ttft for one in rounds)[middle] * 1e3,
             "ttft_p99_ms": sorted(one.ttft_p99 for one in rounds)[middle] * 1e3,
+            "itl_ms": sorted(one.itl for one in rounds)[middle] * 1e3,
+            "tokens_per_s": sorted(one.tokens_per_s for one in rounds)[middle],
             "requests_per_s": sorted(one.requests_per_s for one in rounds)[middle],
             "cpu_s": sorted(one.cpu_per_request for one in rounds)[middle],
             "errors": sum(one.errors for one in rounds),
         }
-    for figures in told.values():
-        figures["ttft ÷ vLLM's"] = figures["ttft_ms"] / told["vLLM"]["ttft_ms"]
+    if "vLLM" in told:
+        for figures in told.values():
+            for name in ("ttft_ms", "tokens_per_s", "requests_per_s"):
+                figures[f"{name} ÷ vLLM's"] = figures[name] / told["vLLM"][name]
     return told
 
 
