@@ -96,6 +96,8 @@ def ended(play: Play, served: Served, load: Load) -> Row:
     """Play a fault that the server ends of; nothing of it must be left, and no request hang."""
     row = Row(fault=play.name)
     load.ends = True
+    # Who asks has only just begun to, and somebody is to be in the middle of an answer.
+    _until(lambda: load.answered_since(0) and load.under_way(), MEND_S)
     began = time.monotonic()
     undo = play.begin(served)
     if _until(lambda: not served.alive(), MEND_S):
