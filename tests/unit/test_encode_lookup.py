@@ -450,8 +450,8 @@ def test_the_sockets_are_this_users_alone(folder, encoder):
 
 @pytest.mark.parametrize("which", ["parent", "folder"])
 def test_a_folder_that_others_may_enter_is_not_used(family, tmp_path, which):
-    parent = tmp_path / "parent"
-    folder = parent / "sockets"
+    parent = tmp_path / "up"
+    folder = parent / "in"
     folder.mkdir(mode=0o700, parents=True)
     parent.chmod(0o700)
     (parent if which == "parent" else folder).chmod(0o755)
