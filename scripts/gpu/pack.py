@@ -8,7 +8,7 @@
 vLLM names the PyTorch that it runs with; ``--torch`` is for a machine that has another, of the same
 CUDA.
 
-Makes ``.pieces/00``, ``.pieces/01``, …, each at most `FOLDER_BYTES`, which are carried there one
+Makes ``.pieces/00``, ``.pieces/01``, …, each at most ``--folder-mib``, which are carried there one
 after the other; ``scripts/gpu/run.py take`` puts them together again. Whatever such a machine has
 already (PyTorch for its CUDA, transformers) is not packed.
 """
@@ -30,7 +30,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 MIB = 1 << 20
-FOLDER_BYTES = 40 * MIB
+FOLDER_MIB = 40
 PIECE_BYTES = 8 * MIB
 ROOT = Path(__file__).parents[2]
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 18, 17)
@@ -62,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="of the machine there")
+    parser.add_argument("--folder-mib", type=int, default=FOLDER_MIB, help="of a folder, at most")
     parser.add_argument("--vllm", metavar="VERSION", help="pack this vLLM too")
     parser.add_argument("--torch", metavar="VERSION", help="pack this PyTorch for CUDA 13 too")
     arguments = parser.parse_args()
@@ -78,7 +79,8 @@ def main() -> None:
             _download_torch(arguments.torch, Path(wheels), arguments.python)
         for wheel in Path(wheels).glob("vllm-*.whl"):
             _leave_out(wheel, OTHER_CHIPS)
-        count = _cut(sorted(Path(wheels).glob("*.whl")), arguments.folder)
+        whole = sorted(Path(wheels).glob("*.whl"))
+        count = _cut(whole, arguments.folder, arguments.folder_mib * MIB)
     print(f"{count} folders in {arguments.folder}, to be carried in turn")
 
 
@@ -150,7 +152,7 @@ def _leave_out(wheel: Path, names: tuple[str, ...]) -> None:
     whole.unlink()
 
 
-def _cut(wheels: list[Path], folder: Path) -> int:
+def _cut(wheels: list[Path], folder: Path, most: int) -> int:
     """Write the wheels as pieces; the list of all is in every folder."""
     listed = {
         wheel.name: {
@@ -159,13 +161,13 @@ def _cut(wheels: list[Path], folder: Path) -> int:
         }
         for wheel in wheels
     }
-    number, room = 0, FOLDER_BYTES
+    number, room = 0, most
     for wheel in wheels:
         data = wheel.read_bytes()
         for piece, start in enumerate(range(0, len(data), PIECE_BYTES)):
             part = data[start : start + PIECE_BYTES]
             if len(part) > room:
-                number, room = number + 1, FOLDER_BYTES
+                number, room = number + 1, most
             room -= len(part)
             place = folder / f"{number:02}"
             place.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,18 @@ def install() -> Seen:
     _show_machine()
     own = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--quiet"]
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
-    _call([PYTHON, "-m", "pip", "install", "--force-reinstall", *own, *wheels])
+    pip = [PYTHON, "-m", "pip", "install", "--force-reinstall", *own]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda group: _call([*pip, *group]), _groups(wheels)))
     _share_cuda()
     _call([PYTHON, "-m", "pip", "install", *own, "-e", str(ROOT)])
     return {"wheels": [Path(wheel).name for wheel in wheels]}
+
+
+def _groups(wheels: list[str], count: int = 6) -> list[list[str]]:
+    """The wheels by size, in as many groups as are unpacked at a time; the large ones are alone."""
+    by_size = sorted(wheels, key=lambda wheel: -Path(wheel).stat().st_size)
+    return [*([wheel] for wheel in by_size[: count - 1]), by_size[count - 1 :]]
 
 
 def _show_machine() -> None:

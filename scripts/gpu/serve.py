@@ -1,11 +1,11 @@
 """Triptych and vLLM's own server on a GPU: texts, pictures, and conversations that keep pictures.
 
 Qwen2.5-VL-7B with weights drawn at random, the same version of vLLM, all servers on one GPU and all
-but one idle. After each turn a line of JSON: for each load and server the time to first token and
-what was answered a second, medians over the rounds so far, and the ratios to vLLM's own.
+but one idle. After each load a line of JSON: for each server the time to first token and what was
+answered a second, medians over the rounds so far, and the ratios to vLLM's own.
 
 ``--small`` serves the tiny model, whose answers mean something: the line tells how many of each
-server's are vLLM's own. ``--rounds 3`` measures less often.
+server's are vLLM's own. ``--rounds 3`` measures less often, ``--only triptych`` one server alone.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", choices=("triptych", "vLLM"))
     arguments = parser.parse_args()
     small = arguments.small
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -72,10 +73,11 @@ def main() -> None:
         if torch.cuda.is_available():
             load |= {"gpu_memory_utilization": SHARE, "compilation_config": COMPILATION}
             load["attention_backend"] = "FLASH_ATTN"  # others need what is not packed
-        started = _start(model, folder, load, stack)
+        started = _start(model, folder, load, stack, arguments.only)
         starts = {name: round(one["processes"].ready_s, 1) for name, one in started.items()}
-        told = [line for line in _log(folder).read_text().splitlines() if "started in" in line]
-        print("\n".join(told), file=sys.stderr)
+        if "triptych" in started:
+            log = _log(folder).read_text().splitlines()
+            print("\n".join(line for line in log if "started in" in line), file=sys.stderr)
         print(json.dumps({"start to ready, s": starts}), flush=True)
         asyncio.run(_measure(model, started, 1 if small else arguments.rounds, small))
 
@@ -92,7 +94,9 @@ def _large(folder: Path) -> Path:
     return folder
 
 
-def _start(model: Path, folder: Path, load: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
+def _start(
+    model: Path, folder: Path, load: dict[str, Any], stack: ExitStack, only: str | None
+) -> dict[str, Any]:
     engine = folder / "engine.json"
     engine.write_text(json.dumps({"max_num_batched_tokens": CONTEXT, **load}))
     log = _log(folder)
@@ -108,12 +112,15 @@ def _start(model: Path, folder: Path, load: dict[str, Any], stack: ExitStack) ->
         ("triptych", start_triptych, flags, {}),
         ("vLLM", start_vllm, theirs, OF_A_GPU if torch.cuda.is_available() else {}),
     ):
+        if only not in (None, name):
+            continue
         server = started[name] = start(model, folder, arguments, environ)  # type: ignore[operator]
         stack.callback(server["processes"].stop)
         try:
             server["processes"].wait(server["ready"])
         except RuntimeError:
-            print(log.read_text()[-8000:], file=sys.stderr)
+            if log.exists():
+                print(log.read_text()[-8000:], file=sys.stderr)
             raise
     return started
 
@@ -127,12 +134,12 @@ def _flag(value: Any) -> str:
 
 
 async def _measure(model: Path, started: dict[str, Any], rounds: int, small: bool) -> None:
-    ours, theirs = started["triptych"], started["vLLM"]
-    peers: list[Peer] = [
-        TritonPeer("triptych gRPC", ours["processes"], ours["grpc"], "chat_vllm"),
-        OpenAIPeer("triptych gateway", ours["processes"], ours["url"]),
-        OpenAIPeer("vLLM", theirs["processes"], theirs["url"]),
-    ]
+    peers: list[Peer] = []
+    if ours := started.get("triptych"):
+        peers.append(TritonPeer("triptych gRPC", ours["processes"], ours["grpc"], "chat_vllm"))
+        peers.append(OpenAIPeer("triptych gateway", ours["processes"], ours["url"]))
+    if theirs := started.get("vLLM"):
+        peers.append(OpenAIPeer("vLLM", theirs["processes"], theirs["url"]))
     loads = Loads(str(model))
     found: dict[str, dict[str, list[Measured]]] = defaultdict(lambda: defaultdict(list))
     try:
@@ -141,14 +148,14 @@ async def _measure(model: Path, started: dict[str, Any], rounds: int, small: boo
             await warm(peer, [loads.asking(4, 1024) for _ in range(4)])
             await closed(peer, loads.take("unique image", 24), 8)
             await closed(peer, loads.take("text", 32), 32)
-        if small:
+        if small and len(peers) == 3:
             print(json.dumps({"equal to vLLM's": await _equal(peers, loads)}), flush=True)
         for number in range(rounds):
             for turn in range(len(peers)):
                 peer = peers[(turn + number) % len(peers)]
                 for kind, bodies, streams in _kinds(loads, small):
                     found[kind][peer.name].append(await closed(peer, bodies, streams))
-                print(json.dumps({kind: _told(one) for kind, one in found.items()}), flush=True)
+                    print(json.dumps({kind: _told(found[kind])}), flush=True)
     finally:
         for peer in peers:
             await peer.close()
@@ -189,6 +196,9 @@ def _kinds(loads: Loads, small: bool) -> Iterator[tuple[str, list[bytes], int]]:
 def _told(measured: dict[str, list[Measured]]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, rounds in measured.items():
+        if wrong := [sample.error for one in rounds for sample in one.samples if sample.error]:
+            told[name] = {"errors": len(wrong), "first": wrong[0]}
+            continue
         middle = len(rounds) // 2
         told[name] = {
             "ttft_ms": sorted(one.ttft for one in rounds)[middle] * 1e3,
@@ -197,10 +207,10 @@ def _told(measured: dict[str, list[Measured]]) -> dict[str, Any]:
             "tokens_per_s": sorted(one.tokens_per_s for one in rounds)[middle],
             "requests_per_s": sorted(one.requests_per_s for one in rounds)[middle],
             "cpu_s": sorted(one.cpu_per_request for one in rounds)[middle],
-            "errors": sum(one.errors for one in rounds),
+            "errors": 0,
         }
-    if "vLLM" in told:
-        for figures in told.values():
+    if not told.get("vLLM", {"errors": 1})["errors"]:
+        for figures in (one for one in told.values() if not one["errors"]):
             for name in ("ttft_ms", "tokens_per_s", "requests_per_s"):
                 figures[f"{name} ÷ vLLM's"] = figures[name] / told["vLLM"][name]
     return told
