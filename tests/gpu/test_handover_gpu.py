@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -71,3 +72,19 @@ def test_embeddings_cross_stubs_without_the_host(cuda, start_server, echo_reposi
     seen = [json.loads(line) for line in notes.read_text().splitlines()]
     assert [what for what, _ in seen] == ["tower", "encoder", "decode", "engine"]
     assert all(place == places.GPU for _, place in seen), seen
+
+
+def test_everyone_has_their_own_embeddings_while_many_wait(cuda, start_server):
+    """Triton has the memory of an input back long before a request that waits is generated."""
+    server = start_server("echo", max_num_seqs=1, echo_token_delay_s=0.001)
+    asked = [user(image(noise(560, 560, seed=seed)), "What is this?") for seed in range(8)]
+
+    def answer(message):
+        with Client(f"localhost:{server.grpc_port}") as client:
+            return client.chat([message], model="chat_echo", stream=False, max_tokens=24).text
+
+    alone = [answer(message) for message in asked]
+    assert len(set(alone)) == len(asked)
+    with ThreadPoolExecutor(32) as threads:
+        assert list(threads.map(answer, asked * 8)) == alone * 8
+    server.stop()

@@ -111,7 +111,8 @@ def read_octets(request: Any, name: str, limit: int | None = None) -> npt.NDArra
 def read_row(request: Any, name: str) -> torch.Tensor | None:
     """The UINT8 input ``name`` of shape (1, bytes) as (bytes,), on the device that it came on.
 
-    Not copied from a GPU, and not once more from the host. None: the request is without it.
+    The caller's own: copied on a GPU, and on the host once, as the request came in. None: the
+    request is without it.
 
     Raises:
         InvalidValue: It is of another type or shape.
@@ -121,13 +122,16 @@ def read_row(request: Any, name: str) -> torch.Tensor | None:
         return None
     import torch
 
-    # as_numpy() is a copy that numpy owns, made when the request came in; a view of Triton's
-    # memory would not outlive this execute. DLPack's capsule keeps its tensor.
-    data = (
-        torch.from_numpy(tensor.as_numpy())
-        if tensor.is_cpu()
-        else torch.from_dlpack(tensor.to_dlpack())
-    )
+    if tensor.is_cpu():
+        # as_numpy() is a copy that numpy owns; a view of Triton's memory would not outlive this
+        # execute.
+        data = torch.from_numpy(tensor.as_numpy())
+    else:
+        # Device memory is Triton's too, which gives it to another request as soon as a decoupled
+        # model's execute returns, whatever keeps the capsule.
+        data = torch.from_dlpack(tensor.to_dlpack()).clone()
+        if data.is_cuda:
+            torch.cuda.current_stream(data.device).synchronize()
     if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[0] != 1:
         raise InvalidValue(
             f"must be UINT8 of shape (1, bytes), got {data.dtype} of shape {tuple(data.shape)}",
